@@ -1,0 +1,236 @@
+"""The types that flow through a build; only the standard library is imported here.
+
+A *source* gives a model; *stages* change it; *export* turns it into ONNX; the *artifact* is what lies on disk;
+*checks* yield *findings* about it; all of that ends in one *report*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
+
+from edgeslim.target import Budget, TargetProfile
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = [
+    "Artifact",
+    "ArtifactInfo",
+    "Batch",
+    "Budget",
+    "Context",
+    "Feed",
+    "Finding",
+    "Progress",
+    "Quiet",
+    "Report",
+    "Runner",
+    "Stage",
+    "StepRecord",
+    "StepResult",
+    "Task",
+    "Verdict",
+]
+
+REPORT_SCHEMA = 1
+
+Feed = Mapping[str, "np.ndarray[Any, Any]"]
+"""One run's inputs (or outputs), by name."""
+
+Runner = Callable[[Feed], Feed]
+"""Runs a model once: inputs by name to outputs by name."""
+
+Verdict = Literal["pass", "fail", "unjudged", "measured"]
+"""``unjudged``: there is a limit, but nothing here could measure the value. ``measured``: a fact without a limit."""
+
+Item = TypeVar("Item")
+Model = TypeVar("Model")
+
+
+class Progress(Protocol):
+    """Tells a person how far long work has come."""
+
+    def track(self, items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
+        """Yields ``items`` while a bar named ``what`` moves on."""
+        ...
+
+    def step(self, what: str) -> None:
+        """Says that a step named ``what`` begins."""
+        ...
+
+
+class Quiet:
+    """A ``Progress`` that says nothing: the default of the Python interface."""
+
+    def track(self, items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:  # noqa: ARG002
+        """Yields ``items``."""
+        yield from items
+
+    def step(self, what: str) -> None:
+        """Does nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Inputs of one run, and what is known about its rows.
+
+    ``labels`` holds one class index a row where the data has labels; ``rows`` is the number of samples.
+    """
+
+    feed: Feed
+    rows: int
+    labels: tuple[int, ...] = ()
+
+
+class Task(Protocol):
+    """What a model is for, and so how its quality is measured."""
+
+    name: str
+
+    def evaluate(
+        self, candidate: Runner, reference: Runner, batches: Sequence[Batch], progress: Progress
+    ) -> Mapping[str, float]:
+        """Metrics of ``candidate`` beside ``reference`` on held-out ``batches``, the reference's own included."""
+        ...
+
+    def drop(self, metrics: Mapping[str, float]) -> float:
+        """The loss of quality that a budget's ``max_drop`` limits, 0 for a perfect candidate."""
+        ...
+
+    def manifest(self) -> Mapping[str, object]:
+        """What an app must know to use the outputs: pooling, label names and the like."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a stage may look at besides the model itself.
+
+    ``calibration`` never shares a sample with the evaluation data. Whatever a stage writes goes below ``work_dir``.
+    """
+
+    target: TargetProfile
+    task: Task
+    calibration: Sequence[Batch]
+    reference: Runner
+    seed: int
+    work_dir: Path
+    progress: Progress = field(default_factory=Quiet)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult(Generic[Model]):
+    """What a stage did: ``changed`` tensors or nodes, and by name why others were ``skipped``."""
+
+    model: Model
+    changed: int
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class Stage(Protocol[Model]):
+    """One technique. A stage is a frozen dataclass whose fields are its keys in a recipe file."""
+
+    level: ClassVar[Literal["torch", "graph"]]
+
+    def run(self, model: Model, ctx: Context) -> StepResult[Model]:
+        """Applies the technique; ``nn.Module`` for level ``torch``, ``onnx_ir.Model`` for level ``graph``."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """The files of a finished build, and the float export that they are measured against."""
+
+    package: Path
+    model: Path
+    weights: Path
+    packed: Path
+    manifest: Path
+    reference: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing measured: ``where`` says on what (a file, ``host``, ``device``)."""
+
+    check: str
+    metric: str
+    value: float | None
+    unit: str
+    limit: float | None
+    verdict: Verdict
+    where: str
+    note: str = ""
+
+    @classmethod
+    def at_most(
+        cls, check: str, metric: str, value: float | None, unit: str, limit: float | None, where: str, note: str = ""
+    ) -> Finding:
+        """A finding that passes while ``value`` is at most ``limit``; without a value it is unjudged."""
+        verdict: Verdict
+        if limit is None:
+            verdict = "measured"
+        elif value is None:
+            verdict = "unjudged"
+        else:
+            verdict = "pass" if value <= limit else "fail"
+        return cls(
+            check=check,
+            metric=metric,
+            value=value,
+            unit=unit,
+            limit=limit,
+            verdict=verdict,
+            where=where,
+            note=note,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactInfo:
+    """The package as the report names it."""
+
+    path: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """A step as the report tells it; ``bytes`` is the model's size after it (weights and graph)."""
+
+    name: str
+    seconds: float
+    changed: int
+    bytes: int | None
+    skipped: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All that a build found, in the form of ``report.json``."""
+
+    target: str
+    artifact: ArtifactInfo
+    steps: tuple[StepRecord, ...]
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    schema: int = REPORT_SCHEMA
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain JSON values, ``schema`` first."""
+        plain = asdict(self)
+        return {"schema": plain.pop("schema"), **plain}
+
+    def failed(self) -> tuple[Finding, ...]:
+        """The findings whose verdict is ``fail``."""
+        return tuple(finding for finding in self.findings if finding.verdict == "fail")
+
+    def unjudged(self) -> tuple[Finding, ...]:
+        """The findings that have a limit but could not be measured."""
+        return tuple(finding for finding in self.findings if finding.verdict == "unjudged")

@@ -1,0 +1,155 @@
+"""Target profiles: what a device is, which ONNX Runtime it runs, and what a build for it must keep.
+
+A profile is one TOML file. Those that edgeslim brings lie in ``targets/``; ``--target ./board.toml`` reads one from
+anywhere. ``extends = "name"`` takes another profile's tables first and lays its own keys over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from edgeslim.errors import BadInputError, UsageError, near_miss
+from edgeslim.fields import parse_fields, read_toml
+
+__all__ = [
+    "Budget",
+    "MachineProfile",
+    "PackageProfile",
+    "RuntimeProfile",
+    "TargetProfile",
+    "list_targets",
+    "load_target",
+]
+
+MAX_EXTENDS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineProfile:
+    """The hardware: instruction set, features that change which kernels run, cores, memory in bytes."""
+
+    isa: str
+    features: tuple[str, ...] = ()
+    cores: int = 1
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeProfile:
+    """The ONNX Runtime on the device.
+
+    ``version`` picks the table of kernels that a build is checked against. ``int8_form`` is the graph form of an
+    int8 MatMul that its kernels run fastest: ``integer`` (QuantizeLinear and MatMulIntegerToFloat) or ``qdq``.
+    """
+
+    version: str
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    opset_max: int = 21
+    int8_form: Literal["integer", "qdq"] = "integer"
+    threads: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Limits that a build has to keep; ``None`` means no limit.
+
+    ``max_drop`` is in the task's own unit (1 - mean cosine, or lost accuracy), ``max_size_bytes`` holds for the
+    package, ``max_latency_ms`` for the 50th percentile on the target device, ``max_latency_ratio`` for the latency
+    against the float export, measured on the building host.
+    """
+
+    max_drop: float | None = None
+    max_size_bytes: int | None = None
+    max_latency_ms: float | None = None
+    max_latency_ratio: float | None = None
+    max_peak_memory_bytes: int | None = None
+
+    def over(self, other: Budget) -> Budget:
+        """This budget, with ``other``'s limit wherever this one has none."""
+        mine, theirs = asdict(self), asdict(other)
+        return Budget(**{key: theirs[key] if value is None else value for key, value in mine.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageProfile:
+    """How the result is packed: ``aar`` (an Android library) or ``folder`` (the plain files)."""
+
+    kind: Literal["aar", "folder"] = "folder"
+    min_sdk: int = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetProfile:
+    """One ``targets/<name>.toml``. ``steps`` is the default recipe, ``sources`` say where its facts come from."""
+
+    name: str
+    summary: str
+    machine: MachineProfile
+    runtime: RuntimeProfile
+    budget: Budget = field(default_factory=Budget)
+    package: PackageProfile = field(default_factory=PackageProfile)
+    steps: tuple[Mapping[str, Any], ...] = ()
+    sources: tuple[str, ...] = ()
+
+
+def list_targets() -> tuple[TargetProfile, ...]:
+    """All profiles that edgeslim brings, by name."""
+    return tuple(load_target(path.stem) for path in sorted(profile_folder().glob("*.toml")))
+
+
+def load_target(name: str) -> TargetProfile:
+    """Loads a profile by name, or from a path that ends in ``.toml``.
+
+    Raises:
+        UsageError: there is no such profile.
+        BadInputError: the file is malformed.
+    """
+    path = _find(name)
+    return parse_fields(TargetProfile, _read(path, depth=0), str(path) if name.endswith(".toml") else f"target {name}")
+
+
+def profile_folder() -> Path:
+    """The folder of the built-in profiles: inside an installed package, or beside it in a source checkout."""
+    inside = Path(__file__).parent / "targets"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "targets"
+
+
+def _find(name: str) -> Path:
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise UsageError("--target", f"no file {name}", expected="the path of a target profile")
+        return path
+    known = [path.stem for path in sorted(profile_folder().glob("*.toml"))]
+    if name not in known:
+        raise UsageError(
+            "--target",
+            f'no target "{name}"',
+            expected="one of " + ", ".join(known) + ", or the path of a .toml file",
+            hint=near_miss(name, known) or "`edgeslim targets` lists them",
+        )
+    return profile_folder() / f"{name}.toml"
+
+
+def _read(path: Path, depth: int) -> dict[str, Any]:
+    table = read_toml(path)
+    parent = table.pop("extends", None)
+    if parent is None:
+        return table
+    if not isinstance(parent, str) or depth >= MAX_EXTENDS:
+        raise BadInputError(
+            str(path), f"extends = {parent!r}", expected=f"a profile's name, at most {MAX_EXTENDS} deep"
+        )
+    local = path.parent / parent
+    return _lay_over(_read(local if parent.endswith(".toml") and local.is_file() else _find(parent), depth + 1), table)
+
+
+def _lay_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        under = merged.get(key)
+        merged[key] = _lay_over(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+    return merged
