@@ -18,6 +18,7 @@ import re
 import tempfile
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,9 +139,13 @@ def load_arrays(path: Path) -> Arrays:
     if not path.is_file():
         raise BadInputError(str(path), "no such file", expected="an .npz file of arrays by input name")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        # Opened here, for NumPy leaves the file open when its content turns out to be no archive.
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("a single array, not an archive of named ones")  # noqa: TRY004, TRY301
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise BadInputError(
             str(path),
             f"can't be read: {error}",
@@ -459,13 +464,10 @@ def _manual_paragraphs() -> list[str]:
     paragraphs = []
     for topic in sorted(topics):
         for block in re.split(r"\n\s*\n", topics[topic]):
-            text = re.sub(r'["*`]', "", " ".join(block.split())).strip()
+            text = " ".join(re.sub(r'["*`]', "", block).split())
             # Prose starts with a capital and ends as a sentence does; what is left out is grammar, tables and code.
-            if (
-                re.match(r"[A-Z][a-z]*\b", text)
-                and text.endswith(".")
-                and not re.search(r"::=|>>>|\+--|[|{}_]{2}", text)
-            ):
+            prose = re.match(r"(?!Changed in|New in|Added in)[A-Z][a-z]*\b", text) and text.endswith(".")
+            if prose and not re.search(r"::=|>>>|\||[{}_]{2}", text):
                 paragraphs.append(text)
     return paragraphs
 
