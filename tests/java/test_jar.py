@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import struct
+import subprocess
+import tarfile
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from edgeslim.errors import MissingToolError
+from edgeslim.runtime import LOADER_JAR
+
+ORT_PACKAGE = "com.github.asus4.onnxruntime@0.4.9"  # MIT; carries ONNX Runtime's Android AAR
+ORT_AAR = "package/Plugins/Android/onnxruntime.aar"
+
+# Java and Android calls that came after API level 24: desugaring covers some of them, not all, and not in every app.
+LATER_THAN_API_24 = [
+    b"java/nio/file/",
+    b"java/util/Base64",
+    b"compareUnsigned",
+    b"divideUnsigned",
+    b"remainderUnsigned",
+]
+
+
+def test_committed_jar_is_what_the_sources_give(build_java: ModuleType, tmp_path: Path) -> None:
+    major = build_java.javac_major()
+    assert major == build_java.JAVAC_MAJOR, f"the jar is compared with javac {build_java.JAVAC_MAJOR}; this is {major}"
+    for folder in ("one", "another"):
+        rebuilt = build_java.build_jar(tmp_path / folder / "loader.jar")
+        assert rebuilt.read_bytes() == LOADER_JAR.read_bytes(), "run python scripts/build_java.py and commit the jar"
+
+
+def test_jar_holds_the_loader_only() -> None:
+    with zipfile.ZipFile(LOADER_JAR) as jar:
+        names = jar.namelist()
+        assert jar.testzip() is None
+        classes = {name: jar.read(name) for name in names}
+    assert "io/edgeslim/EdgeslimModel.class" in names
+    for name, data in classes.items():
+        assert name.startswith("io/edgeslim/"), name
+        assert name.endswith(".class"), name
+        magic, _, major = struct.unpack(">IHH", data[:8])
+        assert (magic, major) == (0xCAFEBABE, 52), f"{name} isn't a Java 8 class file"
+        for later in LATER_THAN_API_24:
+            assert later not in data, f"{name} uses {later.decode()}"
+
+
+def test_missing_jdk_is_a_clear_error(build_java: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    with pytest.raises(MissingToolError, match=r"no javac in JAVA_HOME[\s\S]*hint: apt-get install openjdk-17"):
+        build_java.jdk_tool("javac")
+    monkeypatch.delenv("JAVA_HOME")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingToolError, match="no java in PATH"):
+        build_java.jdk_tool("java")
+
+
+def ort_classes(folder: Path) -> Path:
+    """ONNX Runtime's classes.jar: EDGESLIM_ORT_CLASSES_JAR, or out of the npm package, which npm fetches once."""
+    if given := os.environ.get("EDGESLIM_ORT_CLASSES_JAR"):
+        return Path(given)
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "edgeslim" / "npm"
+    package = cache / (ORT_PACKAGE.replace("@", "-") + ".tgz")
+    if not package.exists():
+        npm = shutil.which("npm")
+        assert npm is not None, "no npm in PATH: apt-get install npm, or set EDGESLIM_ORT_CLASSES_JAR"
+        cache.mkdir(parents=True, exist_ok=True)
+        subprocess.run([npm, "pack", ORT_PACKAGE, "--pack-destination", str(folder)], check=True, capture_output=True)
+        shutil.move(folder / package.name, package)
+    classes = folder / "classes.jar"
+    with tarfile.open(package) as archive:
+        aar = archive.extractfile(ORT_AAR)
+        assert aar is not None
+        with zipfile.ZipFile(io.BytesIO(aar.read())) as content:
+            classes.write_bytes(content.read("classes.jar"))
+    return classes
+
+
+@pytest.mark.slow
+def test_loader_compiles_against_the_real_onnxruntime(build_java: ModuleType, tmp_path: Path) -> None:
+    android_stubs = tmp_path / "stubs"
+    sources = sorted((LOADER_JAR.parent / "stubs" / "android").rglob("*.java"))
+    build_java.compile_java(sources, android_stubs)
+    real = ort_classes(tmp_path)
+    build_java.compile_loader(tmp_path / "loader", classpath=[real, android_stubs])
+    assert (tmp_path / "loader" / "io" / "edgeslim" / "EdgeslimModel.class").is_file()
