@@ -1,0 +1,93 @@
+"""ONNX Runtime sessions as plain callables: inputs by name to outputs by name.
+
+Telemetry is switched off before the library is loaded (ONNX Runtime 1.29 and newer send it on POSIX systems).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeslim.core import Feed
+from edgeslim.errors import BadInputError
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+__all__ = ["OrtRunner", "open_runner", "runtime_version"]
+
+
+class OrtRunner:
+    """A session that is called like a function. ``inputs`` and ``outputs`` are names in graph order."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.inputs: tuple[str, ...] = tuple(item.name for item in session.get_inputs())
+        self.outputs: tuple[str, ...] = tuple(item.name for item in session.get_outputs())
+
+    def __call__(self, feed: Feed) -> Feed:
+        """Runs the model on the CPU; inputs that the graph doesn't have are left out."""
+        values = self._session.run(None, {name: feed[name] for name in self.inputs})
+        return dict(zip(self.outputs, values, strict=True))
+
+    def signature(self) -> dict[str, list[dict[str, object]]]:
+        """Names, element types and shapes (``None`` for a free dimension) of inputs and outputs."""
+        return {
+            "inputs": [_describe(item) for item in self._session.get_inputs()],
+            "outputs": [_describe(item) for item in self._session.get_outputs()],
+        }
+
+
+def open_runner(path: Path, *, threads: int = 0, optimized: Path | None = None) -> OrtRunner:
+    """Opens an ONNX file on the CPU with ``threads`` intra-op threads (0: all cores).
+
+    ``optimized``, if given, receives the graph that the runtime really runs.
+
+    Raises:
+        BadInputError: the runtime refuses the model.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    try:
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the binding raises a class of its own for each status, all of them plain Exceptions
+        raise BadInputError(
+            str(path),
+            f"ONNX Runtime {ort.__version__} can't open it: {str(error).strip().splitlines()[0][:400]}",
+            expected="a valid ONNX model whose operators this ONNX Runtime has",
+        ) from error
+    return OrtRunner(session)
+
+
+def runtime_version() -> str:
+    """The version of the ONNX Runtime on this host."""
+    import onnxruntime as ort
+
+    return str(ort.__version__)
+
+
+def _describe(item: Any) -> dict[str, object]:
+    shape = [dim if isinstance(dim, int) and dim > 0 else None for dim in item.shape]
+    return {"name": item.name, "type": item.type, "shape": shape}
+
+
+def max_difference(left: Feed, right: Feed) -> tuple[float, float]:
+    """Largest absolute difference and smallest cosine between outputs of two runs, matched by position."""
+    largest, smallest = 0.0, 1.0
+    for a, b in zip(left.values(), right.values(), strict=True):
+        x, y = np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel()
+        if x.size != y.size:
+            return float("inf"), 0.0
+        if x.size:
+            largest = max(largest, float(np.max(np.abs(x - y))))
+            norm = float(np.linalg.norm(x) * np.linalg.norm(y))
+            smallest = min(smallest, float(x @ y) / norm if norm else 1.0)
+    return largest, smallest

@@ -1,0 +1,315 @@
+"""Static int8 quantization of a float ONNX graph, in the form that runs on ONNX Runtime's int8 kernels.
+
+Every MatMul or Gemm with a constant weight gets int8 weights (a scale for each output channel) and a static,
+calibrated uint8 scale on its *input*; its output stays float32. Quantizing outputs is what ruins transformers under
+other static quantizers: one token a sequence carries activations hundreds of times larger than the rest, and a scale
+that spans them leaves nothing for the others. Inputs are harmless by comparison, and the kernels need no more.
+
+Two graph forms (the target's profile picks, ``form`` overrides)::
+
+    integer:  x -> QuantizeLinear -> MatMulIntegerToFloat(int8 weight, scales, bias) -> float
+    qdq:      x -> QuantizeLinear -> DequantizeLinear -> MatMul(DequantizeLinear(int8 weight)) -> float
+
+Embedding tables stay int8 at run time, a scale a row: ``Gather(int8) -> Cast -> Mul(Gather(scale))``. The usual
+``DequantizeLinear -> Gather`` would dequantize the whole table at every run.
+
+Method: Jacob et al. 2018, arXiv 1712.05877; calibration as in ``edgeslim.numerics``.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from edgeslim.core import Context, StepResult
+from edgeslim.errors import BadInputError
+from edgeslim.graph import constant_array, save_graph
+from edgeslim.numerics import (
+    Affine,
+    Calibration,
+    Histogram,
+    QuantizedWeight,
+    activation_affine,
+    choose_range,
+    quantize_weight,
+)
+from edgeslim.session import OrtRunner, open_runner
+
+__all__ = ["QuantizeInt8"]
+
+MICROSOFT = "com.microsoft"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeInt8:
+    """Static int8. ``keep_float`` are patterns of node names (``*`` allowed) that are left alone.
+
+    ``method`` chooses activation ranges; ``percentile`` counts for that method only. Weights below ``min_elements``
+    stay float. ``activation`` affine lets the zero point follow the data, symmetric fixes it at 128; ``weight``
+    affine gives each channel a zero point.
+    """
+
+    level: ClassVar[Literal["torch", "graph"]] = "graph"
+
+    method: Calibration = "mse"
+    percentile: float = 99.99
+    per_channel: bool = True
+    activation: Literal["affine", "symmetric"] = "affine"
+    weight: Literal["symmetric", "affine"] = "symmetric"
+    form: Literal["target", "integer", "qdq"] = "target"
+    embeddings: bool = True
+    min_elements: int = 1024
+    keep_float: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 50 < self.percentile <= 100:
+            raise ValueError(f"percentile: {self.percentile}, expected more than 50 and at most 100")
+        if self.min_elements < 1:
+            raise ValueError(f"min_elements: {self.min_elements}, expected at least 1")
+
+    def run(self, model: ir.Model, ctx: Context) -> StepResult[ir.Model]:
+        """Quantizes ``model`` in place.
+
+        Raises:
+            BadInputError: there is something to quantize and nothing to calibrate with, or activations aren't finite.
+        """
+        skipped: dict[str, str] = {}
+        linears = list(self._linears(model.graph, skipped))
+        tables = list(self._tables(model.graph, skipped)) if self.embeddings else []
+        ranges = self._calibrate(model, linears, ctx)
+        writer = _Writer(model.graph, integer=self._integer(ctx))
+        for linear in ctx.progress.track(linears, "quantizing weights"):
+            axis = 1 if self.per_channel else None
+            weight = quantize_weight(linear.weight, axis=axis, symmetric=self.weight == "symmetric")
+            writer.write_linear(linear, weight, ranges[linear.source.name or ""])
+        for table in tables:
+            writer.write_table(table)
+        if linears and writer.integer:
+            model.graph.opset_imports.setdefault(MICROSOFT, 1)
+        passes.RemoveUnusedNodesPass()(model)
+        passes.TopologicalSortPass()(model)
+        metrics = {
+            "linear_layers": float(len(linears)),
+            "embedding_tables": float(len(tables)),
+            "int8_weights": float(sum(s.weight.size for s in linears) + sum(t.weight.size for t in tables)),
+            "calibration_samples": float(sum(batch.rows for batch in ctx.calibration)),
+        }
+        return StepResult(model=model, changed=len(linears) + len(tables), skipped=skipped, metrics=metrics)
+
+    def _integer(self, ctx: Context) -> bool:
+        form = ctx.target.runtime.int8_form if self.form == "target" else self.form
+        return form == "integer"
+
+    def _linears(self, graph: ir.Graph, skipped: dict[str, str]) -> Iterator[_Linear]:
+        for node in graph:
+            if node.domain not in ("", "ai.onnx") or node.op_type not in ("MatMul", "Gemm", "Conv"):
+                continue
+            name = node.name or node.outputs[0].name or node.op_type
+            reason = self._obstacle(node, name)
+            if reason:
+                skipped[name] = reason
+            else:
+                yield _linear(node, name)
+
+    def _obstacle(self, node: ir.Node, name: str) -> str:
+        """Why a node is left in float, or an empty string."""
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.keep_float):
+            return "kept float by the recipe"
+        if node.op_type == "Conv":
+            return "convolutions are not quantized by this stage yet"
+        weight = constant_array(node.inputs[1])
+        if weight is None:
+            return "both operands are computed: there is no weight"
+        if weight.dtype != np.float32:
+            return f"its weight is {weight.dtype}, not float32"
+        if weight.ndim != 2:
+            return f"its weight has {weight.ndim} dimensions, not 2"
+        if weight.size < self.min_elements:
+            return f"its weight has {weight.size} elements, fewer than min_elements = {self.min_elements}"
+        if node.op_type == "Gemm":
+            plain = all(_attribute(node, key, 1.0) == 1.0 for key in ("alpha", "beta"))
+            bias = node.inputs[2] if len(node.inputs) > 2 else None
+            fitting = bias is None or getattr(constant_array(bias), "ndim", 0) == 1
+            if not plain or _attribute(node, "transA", 0) or not fitting:
+                return "a Gemm with alpha, beta, transA or a bias that isn't constant"
+        return ""
+
+    def _tables(self, graph: ir.Graph, skipped: dict[str, str]) -> Iterator[_Table]:
+        for node in graph:
+            if node.op_type != "Gather" or node.domain not in ("", "ai.onnx"):
+                continue
+            weight = constant_array(node.inputs[0])
+            if weight is None or weight.dtype != np.float32 or weight.ndim != 2 or _attribute(node, "axis", 0) != 0:
+                continue  # shape arithmetic, not an embedding
+            name = node.name or node.outputs[0].name or node.op_type
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.keep_float):
+                skipped[name] = "kept float by the recipe"
+            elif weight.size < self.min_elements:
+                skipped[name] = f"its table has {weight.size} elements, fewer than min_elements = {self.min_elements}"
+            else:
+                yield _Table(node=node, name=name, weight=weight)
+
+    def _calibrate(self, model: ir.Model, linears: list[_Linear], ctx: Context) -> dict[str, Affine]:
+        histograms = {linear.source.name or "": Histogram() for linear in linears}
+        if not histograms:
+            return {}
+        if not ctx.calibration:
+            raise BadInputError(
+                "quantize_int8", "no calibration data", expected="at least one sample", hint="--data FILE"
+            )
+        runner = _open_probe(model, [linear.source for linear in linears], ctx)
+        for batch in ctx.progress.track(ctx.calibration, "calibrating"):
+            values = {**batch.feed, **runner(batch.feed)}
+            for name, histogram in histograms.items():
+                try:
+                    histogram.update(values[name])
+                except ValueError as error:
+                    raise BadInputError(
+                        f"quantize_int8: activation {name}",
+                        str(error),
+                        expected="finite activations on calibration data",
+                    ) from error
+        symmetric = self.activation == "symmetric"
+        ranges = {
+            name: choose_range(histogram, self.method, symmetric=symmetric, percentile=self.percentile)
+            for name, histogram in histograms.items()
+        }
+        return {name: activation_affine(low, high, symmetric=symmetric) for name, (low, high) in ranges.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Linear:
+    """A MatMul or Gemm: ``weight`` float32 [in, out]; ``nodes`` are replaced, ``output`` is what they make."""
+
+    name: str
+    nodes: tuple[ir.Node, ...]
+    source: ir.Value
+    weight: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32] | None
+    output: ir.Value
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    """An embedding: Gather along axis 0 of ``weight`` float32 [rows, width]."""
+
+    node: ir.Node
+    name: str
+    weight: npt.NDArray[np.float32]
+
+
+def _linear(node: ir.Node, name: str) -> _Linear:
+    source, weight = node.inputs[0], constant_array(node.inputs[1])
+    assert source is not None
+    assert weight is not None
+    if node.op_type == "Gemm":
+        bias = constant_array(node.inputs[2]) if len(node.inputs) > 2 else None
+        oriented = weight.T if _attribute(node, "transB", 0) else weight
+        return _Linear(name=name, nodes=(node,), source=source, weight=oriented, bias=bias, output=node.outputs[0])
+    output = node.outputs[0]
+    uses = list(output.uses())
+    if len(uses) == 1 and not output.is_graph_output() and uses[0].node.op_type == "Add":
+        addition = uses[0].node
+        bias = constant_array(addition.inputs[1 - uses[0].idx])
+        if bias is not None and bias.shape == (weight.shape[1],):
+            nodes = (node, addition)
+            return _Linear(name=name, nodes=nodes, source=source, weight=weight, bias=bias, output=addition.outputs[0])
+    return _Linear(name=name, nodes=(node,), source=source, weight=weight, bias=None, output=output)
+
+
+class _Writer:
+    """Replaces float nodes by int8 ones; weights and quantized inputs that several nodes share are written once."""
+
+    def __init__(self, graph: ir.Graph, *, integer: bool) -> None:
+        self.graph = graph
+        self.integer = integer
+        self._sources: dict[str, tuple[ir.Value, ir.Value, ir.Value]] = {}
+
+    def write_linear(self, linear: _Linear, weight: QuantizedWeight, affine: Affine) -> None:
+        name = linear.name
+        nodes: list[ir.Node] = []
+        quantized, scale, zero = self._quantized_source(linear, affine, nodes)
+        values = self._constant(f"{name}.weight_int8", weight.values)
+        scales = self._constant(f"{name}.weight_scale", weight.scale)
+        zeros = None if weight.zero_point is None else self._constant(f"{name}.weight_zero_point", weight.zero_point)
+        bias = None if linear.bias is None else self._constant(f"{name}.bias", linear.bias)
+        if self.integer:
+            inputs = [quantized, values, scale, scales, zero, zeros, bias]
+            while inputs[-1] is None:
+                inputs.pop()
+            nodes.append(ir.node("MatMulIntegerToFloat", inputs, domain=MICROSOFT, name=f"{name}.int8"))
+        else:
+            source = ir.node("DequantizeLinear", [quantized, scale, zero], name=f"{name}.input_dequantized")
+            operands = [values, scales] if zeros is None else [values, scales, zeros]
+            axis = {"axis": 1} if weight.scale.ndim else None
+            dequantized = ir.node("DequantizeLinear", operands, axis, name=f"{name}.weight_dequantized")
+            product = ir.node("MatMul", [source.outputs[0], dequantized.outputs[0]], name=f"{name}.int8")
+            nodes += [source, dequantized, product]
+            if bias is not None:
+                nodes.append(ir.node("Add", [product.outputs[0], bias], name=f"{name}.biased"))
+        self._replace(linear.nodes, nodes, linear.output)
+
+    def write_table(self, table: _Table) -> None:
+        weight = quantize_weight(table.weight, axis=0)
+        name, index = table.name, table.node.inputs[1]
+        values = self._constant(f"{name}.table_int8", weight.values)
+        scales = self._constant(f"{name}.table_scale", weight.scale.reshape(-1, 1))
+        rows = ir.node("Gather", [values, index], name=f"{name}.rows")
+        row_scales = ir.node("Gather", [scales, index], name=f"{name}.row_scales")
+        floats = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT}, name=f"{name}.float")
+        scaled = ir.node("Mul", [floats.outputs[0], row_scales.outputs[0]], name=f"{name}.scaled")
+        self._replace((table.node,), [rows, row_scales, floats, scaled], table.node.outputs[0])
+
+    def _quantized_source(
+        self, linear: _Linear, affine: Affine, nodes: list[ir.Node]
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        key = linear.source.name or ""
+        if key not in self._sources:
+            scale = self._constant(f"{key}.scale", np.float32(affine.scale))
+            zero = self._constant(f"{key}.zero_point", np.uint8(affine.zero_point))
+            node = ir.node("QuantizeLinear", [linear.source, scale, zero], name=f"{key}.quantized")
+            nodes.append(node)
+            self._sources[key] = (node.outputs[0], scale, zero)
+        return self._sources[key]
+
+    def _constant(self, name: str, array: npt.NDArray[np.generic] | np.generic) -> ir.Value:
+        if name in self.graph.initializers:
+            return self.graph.initializers[name]
+        value = ir.val(name, const_value=ir.tensor(np.ascontiguousarray(array).reshape(np.shape(array)), name=name))
+        self.graph.register_initializer(value)
+        return value
+
+    def _replace(self, old: tuple[ir.Node, ...], new: list[ir.Node], output: ir.Value) -> None:
+        result = new[-1].outputs[0]
+        result.type, result.shape = output.type, output.shape
+        ir.convenience.replace_nodes_and_values(self.graph, old[-1], old, new, [output], [result])
+
+
+def _open_probe(model: ir.Model, sources: list[ir.Value], ctx: Context) -> OrtRunner:
+    """A session that gives ``sources`` (those that aren't inputs already) beside the model's outputs."""
+    kept = list(model.graph.outputs)
+    present = {value.name for value in (*kept, *model.graph.inputs)}
+    try:
+        for value in sources:
+            if value.name not in present:
+                present.add(value.name)
+                value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
+                model.graph.outputs.append(value)
+        path, _ = save_graph(model, ctx.work_dir / "calibrate")
+    finally:
+        del model.graph.outputs[len(kept) :]
+    return open_runner(path)
+
+
+def _attribute(node: ir.Node, key: str, default: float) -> float:
+    attribute = node.attributes.get(key)
+    if attribute is None:
+        return default
+    return attribute.as_float() if attribute.type == ir.AttributeType.FLOAT else attribute.as_int()
