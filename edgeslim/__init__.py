@@ -1,1 +1,74 @@
-"""edgeslim."""
+"""edgeslim: turns a trained model into a small, fast, verified ONNX package for phones, ARM boards and IoT gateways.
+
+``edgeslim.build`` is the command line's ``edgeslim build``. Importing this package loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgeslim.core import Progress, Report
+
+__all__ = ["__version__", "build"]
+
+__version__ = "0.1.0"
+
+
+def build(
+    model: str | None = None,
+    *,
+    target: str | None = None,
+    data: str | None = None,
+    task: str | None = None,
+    recipe: str | None = None,
+    max_drop: float | None = None,
+    max_size: str | None = None,
+    max_latency: str | None = None,
+    name: str | None = None,
+    out: str | None = None,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Builds a package and reports on it, as ``edgeslim build`` does.
+
+    Args:
+        model: a Hugging Face folder or id, an ``.onnx`` file, ``pkg://package/path`` or ``module:callable``; without
+            one, ``edgeslim.toml`` in ``folder`` (default: the current one) names it and all else.
+        target: a profile's name, or the path of a ``.toml`` file.
+        data: a text, csv, jsonl or npz file that is split into calibration and evaluation samples.
+        task: ``feature-extraction``, ``text-classification`` or ``module:function``.
+        recipe: a recipe file instead of the target's default.
+        max_drop: the loss of quality that is allowed, in the task's own unit.
+        max_size: the package's largest size, such as ``"21.5MB"``.
+        max_latency: the 50th percentile allowed on the device, such as ``"40ms"``.
+        name: the package's name.
+        out: the output folder.
+        folder: where the project file lies.
+        progress: is told how far the build has come.
+
+    Returns:
+        The report. The package was written if, and only if, ``report.failed()`` is empty.
+
+    Raises:
+        EdgeslimError: bad input, a missing tool, or a model that can't be exported.
+    """
+    from edgeslim.project import Overrides, plan_build
+
+    overrides = Overrides(
+        model=model,
+        target=target,
+        data=data,
+        task=task,
+        recipe=recipe,
+        max_drop=max_drop,
+        max_size=max_size,
+        max_latency=max_latency,
+        name=name,
+        out=out,
+    )
+    plan = plan_build(overrides, folder)
+    from edgeslim.pipeline import run_build  # only now: what was asked for is sound, and this takes seconds
+
+    return run_build(plan, progress)

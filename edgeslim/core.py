@@ -100,6 +100,10 @@ class Task(Protocol):
         """The loss of quality that a budget's ``max_drop`` limits, 0 for a perfect candidate."""
         ...
 
+    def note(self, metrics: Mapping[str, float]) -> str:
+        """What ``drop`` stands for, in words for a report."""
+        ...
+
     def manifest(self) -> Mapping[str, object]:
         """What an app must know to use the outputs: pooling, label names and the like."""
         ...

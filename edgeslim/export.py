@@ -8,6 +8,7 @@ in external data, and a measured distance from the source model on real inputs.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from edgeslim.source import OwnModel
 
-__all__ = ["Export", "export_huggingface", "export_own", "import_onnx", "torch_runner"]
+__all__ = ["Export", "export_huggingface", "export_own", "import_onnx", "module_inputs", "torch_runner"]
 
 TOLERANCE = 1e-3
 DYNAMO_OPSET = 20
@@ -98,6 +99,11 @@ def import_onnx(path: Path, samples: Sequence[Batch], *, folder: Path) -> Export
     _check_finite(model, path)
     copy, _ = save_graph(model, folder)
     return _compared(open_runner(path), copy, "onnx", samples)
+
+
+def module_inputs(module: nn.Module, given: Sequence[str]) -> tuple[str, ...]:
+    """Those of ``given`` (what a tokenizer gives) that the module takes, in the order of its ``forward``."""
+    return tuple(name for name in inspect.signature(module.forward).parameters if name in set(given))
 
 
 def torch_runner(module: nn.Module, output: str | None) -> Runner:

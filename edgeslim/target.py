@@ -75,9 +75,9 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class PackageProfile:
-    """How the result is packed: ``aar`` (an Android library) or ``folder`` (the plain files)."""
+    """How the result is packed: ``aar`` (an Android library) or ``tar`` (the plain files in a ``.tar.gz``)."""
 
-    kind: Literal["aar", "folder"] = "folder"
+    kind: Literal["aar", "tar"] = "tar"
     min_sdk: int = 24
 
 

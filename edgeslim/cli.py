@@ -1,0 +1,205 @@
+"""The command line. Heavy modules are imported inside the commands, so that ``--help`` stays quick.
+
+Data goes to stdout, progress and errors to stderr. Exit codes are those of ``edgeslim.errors``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgeslim import __version__
+from edgeslim.errors import BudgetError, CheckError, EdgeslimError
+
+if TYPE_CHECKING:
+    from edgeslim.core import Report
+
+__all__ = ["app", "run"]
+
+CORRECTNESS_CHECKS = ("lossless", "operators", "export")
+
+app = typer.Typer(
+    name="edgeslim",
+    help="Turns a trained model into a small, fast, verified ONNX package for a phone, an ARM board or an IoT gateway.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+targets_app = typer.Typer(help="The devices that edgeslim knows.", invoke_without_command=True)
+app.add_typer(targets_app, name="targets")
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001  typer calls it so
+    if wanted:
+        typer.echo(f"edgeslim {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options that come before a command."""
+
+
+@app.command()
+def build(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A Hugging Face folder or id, an .onnx file, pkg://package/path, or module:callable. "
+            "Without it, edgeslim.toml in this folder says everything."
+        ),
+    ] = None,
+    *,
+    target: Annotated[str | None, typer.Option(help="A profile's name (`edgeslim targets`) or a .toml file.")] = None,
+    data: Annotated[str | None, typer.Option(help="Samples (.txt, .csv, .jsonl, .npz), split in two.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="feature-extraction, text-classification, or module:function.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="A recipe file instead of the target's default.")] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(min=0, help="Loss of quality allowed, in the task's unit.", metavar="X")
+    ] = None,
+    max_size: Annotated[str | None, typer.Option(help="Largest package, such as 21.5MB.", metavar="SIZE")] = None,
+    max_latency: Annotated[
+        str | None, typer.Option(help="Slowest p50 on the device, such as 40ms.", metavar="TIME")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The package's name.")] = None,
+    out: Annotated[str | None, typer.Option("-o", "--out", help="Output folder (default: out/TARGET).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no table.")] = False,
+    require_judged: Annotated[
+        bool, typer.Option("--require-judged", help="Fail if a budget could not be judged.")
+    ] = False,
+) -> None:
+    """Compress a model for a target, pack it, and check that size, accuracy and latency hold."""
+    from rich.console import Console
+
+    from edgeslim import build as run_build
+    from edgeslim.progress import TerminalProgress
+    from edgeslim.report import print_report, report_json
+
+    progress = None if quiet else TerminalProgress(Console(stderr=True))
+    report = run_build(
+        model,
+        target=target,
+        data=data,
+        task=task,
+        recipe=recipe,
+        max_drop=max_drop,
+        max_size=max_size,
+        max_latency=max_latency,
+        name=name,
+        out=out,
+        progress=progress,
+    )
+    if as_json:
+        typer.echo(report_json(report), nl=False)
+    elif not quiet:
+        print_report(report, Console(soft_wrap=False), written=not report.failed())
+    _judge(report, require_judged=require_judged)
+
+
+@targets_app.callback()
+def targets(context: typer.Context) -> None:
+    """List the targets, a line each."""
+    if context.invoked_subcommand is None:
+        from edgeslim.target import list_targets
+
+        profiles = list_targets()
+        width = max(len(profile.name) for profile in profiles)
+        for profile in profiles:
+            typer.echo(f"{profile.name:<{width}}  {profile.summary}")
+
+
+@targets_app.command("show")
+def show_target(
+    name: Annotated[str, typer.Argument(help="A profile's name or a .toml file.")],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Show all that a profile says."""
+    from edgeslim.target import load_target
+
+    plain = asdict(load_target(name))
+    if as_json:
+        typer.echo(json.dumps(plain, indent=2, ensure_ascii=False))
+        return
+    for key, value in plain.items():
+        if isinstance(value, dict):
+            typer.echo(f"{key}:")
+            for inner, inner_value in value.items():
+                typer.echo(f"  {inner}: {_plain(inner_value)}")
+        elif isinstance(value, tuple | list):
+            typer.echo(f"{key}:")
+            for item in value:
+                typer.echo(f"  - {_plain(item)}")
+        else:
+            typer.echo(f"{key}: {_plain(value)}")
+
+
+def run() -> int:
+    """Runs the command line and returns its exit code; no traceback reaches a user."""
+    try:
+        result = app(standalone_mode=False)
+    except EdgeslimError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write("interrupted: nothing was written\n")
+        return 130
+    except BrokenPipeError:
+        return 141
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "show"):  # a usage error, worded by the argument parser
+            error.show()
+            return int(error.exit_code)
+        if os.environ.get("EDGESLIM_DEBUG"):
+            traceback.print_exc()
+        sys.stderr.write(
+            f"internal error: {type(error).__name__}: {error}\n"
+            "  hint: this is a defect of edgeslim; EDGESLIM_DEBUG=1 shows where, for a report\n"
+        )
+        return 1
+    return int(result or 0)
+
+
+def _judge(report: Report, *, require_judged: bool) -> None:
+    failed = report.failed()
+    wrong = [finding for finding in failed if finding.check in CORRECTNESS_CHECKS]
+    if wrong:
+        raise CheckError(
+            f"{wrong[0].check}.{wrong[0].metric}",
+            wrong[0].note or f"{wrong[0].value:g}",
+            expected=f"at most {wrong[0].limit:g}",
+            hint="no package was written",
+        )
+    if failed:
+        lines = ", ".join(f"{item.check}.{item.metric} {item.value:g} > {item.limit:g}" for item in failed)
+        raise BudgetError("budget", lines, expected="every figure within its limit", hint="no package was written")
+    unjudged = report.unjudged()
+    if unjudged:
+        text = ", ".join(f"{item.check}.{item.metric}" for item in unjudged)
+        if require_judged:
+            raise BudgetError(
+                "budget", f"unjudged: {text}", expected="every limit judged", hint="give a device, or data"
+            )
+        sys.stderr.write(f"warning: unjudged: {text}\n")
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, tuple | list):
+        return ", ".join(str(item) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} = {_plain(item)}" for key, item in value.items())
+    return "–" if value is None else str(value)

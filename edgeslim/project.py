@@ -1,0 +1,232 @@
+"""What a build is asked to do: ``edgeslim.toml``, the command line laid over it, resolved once into a ``Plan``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from edgeslim.errors import BadInputError, UsageError
+from edgeslim.fields import parse_fields, read_toml
+from edgeslim.recipe import Recipe, load_recipe, parse_recipe
+from edgeslim.target import Budget, TargetProfile, list_targets, load_target
+
+__all__ = [
+    "PROJECT_FILE",
+    "AndroidOptions",
+    "DataOptions",
+    "Overrides",
+    "Plan",
+    "parse_bytes",
+    "parse_ms",
+    "plan_build",
+]
+
+PROJECT_FILE = "edgeslim.toml"
+_SIZE_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_TIME_UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Samples: two files that share nothing, or one ``file`` that is split.
+
+    Of a split file ``calibration_samples`` calibrate and the rest evaluates. Texts are cut at ``max_length`` tokens.
+    """
+
+    calibration: str | None = None
+    evaluation: str | None = None
+    file: str | None = None
+    text_column: str | None = None
+    label_column: str | None = None
+    max_length: int = 128
+    calibration_samples: int = 128
+
+    def __post_init__(self) -> None:
+        if self.file is not None and (self.calibration is not None or self.evaluation is not None):
+            raise ValueError("file beside calibration or evaluation, expected either one file or two")
+        if (self.calibration is None) != (self.evaluation is None):
+            raise ValueError("calibration without evaluation or the reverse, expected both, or one file to split")
+        if self.max_length < 1 or self.calibration_samples < 1:
+            raise ValueError("max_length and calibration_samples must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetOptions:
+    """Limits as people write them: ``max_size = "21.5MB"``, ``max_latency = "40ms"``."""
+
+    max_drop: float | None = None
+    max_size: str | None = None
+    max_latency: str | None = None
+    max_latency_ratio: float | None = None
+    max_peak_memory: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AndroidOptions:
+    """Maven coordinates of the Android library; ``artifact`` is the model's name unless it is given."""
+
+    group: str = "io.edgeslim.models"
+    artifact: str | None = None
+    version: str = "1.0.0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectFile:
+    """The keys of ``edgeslim.toml``."""
+
+    model: str | None = None
+    name: str | None = None
+    task: str | None = None
+    target: str | None = None
+    tokenizer: str | None = None
+    recipe: str | None = None
+    out: str | None = None
+    seed: int = 0
+    data: DataOptions = field(default_factory=DataOptions)
+    budget: BudgetOptions = field(default_factory=BudgetOptions)
+    android: AndroidOptions = field(default_factory=AndroidOptions)
+    steps: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overrides:
+    """What the command line said; ``None`` leaves the project file's word. Paths start at the current folder."""
+
+    model: str | None = None
+    target: str | None = None
+    name: str | None = None
+    task: str | None = None
+    data: str | None = None
+    recipe: str | None = None
+    max_drop: float | None = None
+    max_size: str | None = None
+    max_latency: str | None = None
+    out: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A build, resolved: nothing is left to decide. Relative paths in ``model`` and ``data`` start at ``base``."""
+
+    model: str
+    base: Path
+    name: str | None
+    task: str | None
+    tokenizer: str | None
+    target: TargetProfile
+    recipe: Recipe
+    data: DataOptions
+    budget: Budget
+    android: AndroidOptions
+    out: Path
+    seed: int
+
+
+def plan_build(overrides: Overrides, folder: Path | None = None) -> Plan:
+    """Reads ``folder``'s project file if there is one (a missing one is fine where a model was named) and resolves all.
+
+    Raises:
+        UsageError: no model or no target was named.
+        BadInputError: the project file, the recipe or the profile is malformed.
+    """
+    folder = Path() if folder is None else folder
+    path = folder / PROJECT_FILE
+    # A model named on the command line is another project than the one that may lie in this folder.
+    project = (
+        parse_fields(ProjectFile, read_toml(path), str(path)) if overrides.model is None and path.is_file() else None
+    )
+    base = folder if project is not None else Path()
+    file = project or ProjectFile()
+    model = overrides.model or file.model
+    if model is None:
+        raise UsageError(
+            "build",
+            "no model" + (f" in {path}" if project is not None else ""),
+            expected=f"edgeslim build MODEL, or a folder with an {PROJECT_FILE} that names one",
+        )
+    target_name = overrides.target or file.target
+    if target_name is None:
+        names = ", ".join(profile.name for profile in list_targets())
+        raise UsageError("build", "no target", expected="--target with one of " + names)
+    if overrides.target is None and target_name.endswith(".toml"):
+        target_name = str(base / target_name)
+    target = load_target(target_name)
+    data = (
+        replace(file.data, calibration=None, evaluation=None, file=_here(overrides.data))
+        if overrides.data
+        else file.data
+    )
+    if overrides.recipe is not None:
+        recipe = load_recipe(Path(overrides.recipe))
+    elif file.recipe is not None:
+        recipe = load_recipe(base / file.recipe)
+    elif file.steps:
+        recipe = parse_recipe(file.steps, str(path))
+    else:
+        recipe = parse_recipe(target.steps, f"target {target.name}")
+    out = Path(overrides.out) if overrides.out else base / (file.out or Path("out") / target.name)
+    return Plan(
+        model=model,
+        base=base,
+        name=overrides.name or file.name,
+        task=overrides.task or file.task,
+        tokenizer=file.tokenizer,
+        target=target,
+        recipe=recipe,
+        data=data,
+        budget=_budget(overrides, file.budget, str(path)).over(target.budget),
+        android=file.android,
+        out=out,
+        seed=file.seed,
+    )
+
+
+def parse_bytes(text: str, where: str) -> int:
+    """``"21.5MB"`` to bytes; kB, MB, GB are decimal, KiB, MiB, GiB binary.
+
+    Raises:
+        BadInputError: it is no size.
+    """
+    return round(_parse_unit(text, _SIZE_UNITS, where, "a size such as 21.5MB or 64MiB"))
+
+
+def parse_ms(text: str, where: str) -> float:
+    """``"40ms"`` or ``"0.04s"`` to milliseconds.
+
+    Raises:
+        BadInputError: it is no duration.
+    """
+    return _parse_unit(text, _TIME_UNITS, where, "a duration such as 40ms")
+
+
+def _parse_unit(text: str, units: Mapping[str, float], where: str, expected: str) -> float:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
+    if match is None or match[2].lower() not in units or float(match[1]) == 0:
+        raise BadInputError(where, repr(text), expected=expected)
+    return float(match[1]) * units[match[2].lower()]
+
+
+def _budget(overrides: Overrides, file: BudgetOptions, where: str) -> Budget:
+    size, latency = file.max_size, file.max_latency
+    given = Budget(
+        max_drop=overrides.max_drop,
+        max_size_bytes=None if overrides.max_size is None else parse_bytes(overrides.max_size, "--max-size"),
+        max_latency_ms=None if overrides.max_latency is None else parse_ms(overrides.max_latency, "--max-latency"),
+    )
+    written = Budget(
+        max_drop=file.max_drop,
+        max_size_bytes=None if size is None else parse_bytes(size, f"{where}: budget.max_size"),
+        max_latency_ms=None if latency is None else parse_ms(latency, f"{where}: budget.max_latency"),
+        max_latency_ratio=file.max_latency_ratio,
+        max_peak_memory_bytes=None
+        if file.max_peak_memory is None
+        else parse_bytes(file.max_peak_memory, f"{where}: budget.max_peak_memory"),
+    )
+    return given.over(written)
+
+
+def _here(path: str) -> str:
+    return str(Path(path).absolute())

@@ -1,0 +1,91 @@
+"""Recipes: which stages run, in which order, with which settings.
+
+A recipe is a list of tables in a target profile, a project file or a file of its own::
+
+    [[steps]]
+    use = "quantize_int8"      # the file stages/quantize_int8.py, whose one public class is the stage
+    method = "percentile"      # the other keys are the class's fields
+
+Stages on the torch model run before those on the exported graph, whatever their order in the file.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeslim.core import Stage
+from edgeslim.errors import BadInputError, near_miss
+from edgeslim.fields import parse_fields, read_toml
+
+__all__ = ["NamedStage", "Recipe", "load_recipe", "parse_recipe", "stage_names"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedStage:
+    """A stage and the name that its recipe used."""
+
+    name: str
+    stage: Stage[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The stages of a build by the level at which they work, and the tables that they were read from."""
+
+    torch: tuple[NamedStage, ...]
+    graph: tuple[NamedStage, ...]
+    tables: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RecipeFile:
+    steps: tuple[Mapping[str, Any], ...]
+
+
+def stage_names() -> tuple[str, ...]:
+    """The names of all stages that edgeslim brings."""
+    folder = Path(__file__).parent / "stages"
+    return tuple(sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")))
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Reads a recipe file.
+
+    Raises:
+        BadInputError: it is malformed, or names an unknown stage or setting.
+    """
+    return parse_recipe(parse_fields(_RecipeFile, read_toml(path), str(path)).steps, str(path))
+
+
+def parse_recipe(tables: Sequence[Mapping[str, Any]], where: str) -> Recipe:
+    """Makes stages from their tables; ``where`` names the file in errors.
+
+    Raises:
+        BadInputError: an unknown stage, or settings that it doesn't have.
+    """
+    stages = [_parse_stage(table, f"{where}: steps[{index}]") for index, table in enumerate(tables)]
+    return Recipe(
+        torch=tuple(named for named in stages if named.stage.level == "torch"),
+        graph=tuple(named for named in stages if named.stage.level == "graph"),
+        tables=tuple(dict(table) for table in tables),
+    )
+
+
+def _parse_stage(table: Mapping[str, Any], where: str) -> NamedStage:
+    names = stage_names()
+    use = table.get("use")
+    if use not in names:
+        raise BadInputError(
+            where,
+            f"use = {use!r}" if "use" in table else 'no key "use"',
+            expected="one of " + ", ".join(names),
+            hint=near_miss(str(use), names),
+        )
+    module = importlib.import_module(f"edgeslim.stages.{use}")
+    (public,) = module.__all__
+    settings = {key: value for key, value in table.items() if key != "use"}
+    return NamedStage(name=str(use), stage=parse_fields(getattr(module, public), settings, f"{where} ({use})"))

@@ -1,0 +1,79 @@
+"""How a report is shown: a table for people, JSON for build steps. A verdict is always a word, never a colour alone."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from edgeslim.core import Finding, Report
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["format_value", "print_report", "report_json"]
+
+_STYLES = {"pass": "green", "fail": "bold red", "unjudged": "yellow", "measured": "dim"}
+
+
+def report_json(report: Report) -> str:
+    """The report as indented JSON, the form of ``report.json``."""
+    return json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
+
+def print_report(report: Report, console: Console, *, written: bool) -> None:
+    """Prints steps, findings and notes; ``written`` says whether the package was put into its place."""
+    from rich.table import Table
+
+    steps = Table(title=f"edgeslim build for {report.target}", title_justify="left", box=None, pad_edge=False)
+    for column in ("step", "changed", "size", "time", "left alone"):
+        steps.add_column(column, justify="left" if column in ("step", "left alone") else "right", overflow="fold")
+    for step in report.steps:
+        size = format_value(float(step.bytes), "bytes") if step.bytes is not None else ""
+        reasons = Counter(step.skipped.values()).most_common()
+        skipped = "; ".join(f"{count} × {reason}" for reason, count in reasons)
+        steps.add_row(step.name, str(step.changed), size, f"{step.seconds:.1f} s", skipped)
+    console.print(steps)
+    console.print()
+    findings = Table(box=None, pad_edge=False)
+    for column in ("check", "metric", "value", "limit", "verdict", "where"):
+        findings.add_column(column, justify="right" if column in ("value", "limit") else "left", overflow="fold")
+    for finding in report.findings:
+        value = "–" if finding.value is None else format_value(finding.value, finding.unit)
+        limit = "" if finding.limit is None else f"≤ {format_value(finding.limit, finding.unit)}"
+        verdict = f"[{_STYLES[finding.verdict]}]{finding.verdict}[/]"
+        findings.add_row(finding.check, finding.metric, value, limit, verdict, finding.where)
+    console.print(findings)
+    for finding in report.findings:
+        if finding.note and finding.verdict in ("fail", "unjudged"):
+            console.print(f"{finding.verdict}: {finding.metric}: {finding.note}", markup=False)
+    for note in report.notes:
+        console.print(f"note: {note}", markup=False)
+    console.print(_conclusion(report, written=written), markup=False)
+
+
+def format_value(value: float, unit: str) -> str:
+    """A figure as people read it: ``20.9 MB``, ``12.3 ms``, ``0.9923``."""
+    if unit == "bytes":
+        for name, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+            if abs(value) >= size:
+                return f"{value / size:.2f} {name}"
+        return f"{value:.0f} B"
+    number = f"{value:.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:.4g}"
+    return f"{number} {unit}".rstrip()
+
+
+def _conclusion(report: Report, *, written: bool) -> str:
+    failed, unjudged = report.failed(), report.unjudged()
+    parts = []
+    if failed:
+        parts.append(f"{len(failed)} failed: " + ", ".join(_name(finding) for finding in failed))
+    if unjudged:
+        parts.append(f"{len(unjudged)} unjudged: " + ", ".join(_name(finding) for finding in unjudged))
+    size = format_value(float(report.artifact.bytes), "bytes")
+    state = f"{report.artifact.path} ({size})" if written else "no package was written"
+    return f"{state}; " + ("; ".join(parts) if parts else "all checks passed")
+
+
+def _name(finding: Finding) -> str:
+    return f"{finding.check}.{finding.metric}"

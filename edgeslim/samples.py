@@ -1,0 +1,138 @@
+"""The samples of a build: what calibrates, what evaluates, and a warning where one of them is only a stand-in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeslim import data
+from edgeslim.core import Batch, Feed
+from edgeslim.errors import BadInputError
+
+if TYPE_CHECKING:
+    from edgeslim.project import DataOptions
+
+__all__ = ["Samples", "fixed_length_feed", "load_samples"]
+
+BUILTIN_EVALUATION = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """``calibration`` and ``evaluation`` share no sample, unless ``judged`` is false.
+
+    Then there was too little data to measure quality with, and a budget for it stays unjudged; ``notes`` say so to the
+    reader of a report. ``padded`` is one batch of two texts of different length, where the tokenizer can pad.
+    """
+
+    calibration: tuple[Batch, ...]
+    evaluation: tuple[Batch, ...]
+    padded: tuple[Batch, ...] = ()
+    judged: bool = True
+    notes: tuple[str, ...] = ()
+
+
+def load_samples(
+    options: DataOptions,
+    *,
+    base: Path,
+    tokenizer: Path | None,
+    input_names: Sequence[str],
+    labels: Mapping[str, int] | None,
+    example: Feed | None,
+    seed: int,
+) -> Samples:
+    """Loads what ``options`` name; ``example`` is the source's own input, used where no data was given.
+
+    Raises:
+        BadInputError: a file can't be used, or there is neither data nor a stand-in.
+    """
+    files = [base / name for name in (options.file, options.calibration, options.evaluation) if name is not None]
+    if any(path.suffix == ".npz" for path in files):
+        return _from_arrays(options, base, input_names, seed)
+    if not files and example is not None:
+        batch = Batch(feed=example, rows=int(next(iter(example.values())).shape[0]))
+        note = "no data given: calibrated on the model's example inputs; its accuracy is not judged"
+        return Samples(calibration=(batch,), evaluation=(batch,), judged=False, notes=(note,))
+    if tokenizer is None:
+        raise BadInputError(
+            "data",
+            "no samples, and the model has no tokenizer"
+            if not files
+            else f"{files[0].name}, and the model has no tokenizer",
+            expected="an .npz file with one array a model input: " + ", ".join(input_names),
+            hint="for a text model, put tokenizer.json beside it or name its folder with the key `tokenizer`",
+        )
+    calibration, evaluation, notes = _examples(options, base, files, seed)
+    loaded = data.load_tokenizer(tokenizer)
+
+    def encode(examples: Sequence[data.Example], size: int) -> tuple[Batch, ...]:
+        return data.encode_examples(
+            examples, loaded, input_names, max_length=options.max_length, batch_size=size, labels=labels
+        )
+
+    unlabelled = [data.Example(text=example.text) for example in calibration]
+    padded = encode(unlabelled[:2], 2) if loaded.pad_token is not None else ()
+    return Samples(calibration=encode(unlabelled, 1), evaluation=encode(evaluation, 1), padded=padded, notes=notes)
+
+
+def fixed_length_feed(batches: Sequence[Batch], length: int) -> Feed:
+    """One sample of ``length`` tokens, made of the batches' own: what latency is measured on.
+
+    Inputs that aren't token sequences are taken from the first batch as they are.
+    """
+    first = batches[0].feed
+    if "input_ids" not in first:
+        return {name: value[:1] for name, value in first.items()}
+    made: dict[str, Any] = {}
+    for name in first:
+        tokens = np.concatenate([batch.feed[name][0] for batch in batches])
+        made[name] = np.resize(tokens, length)[None].astype(first[name].dtype)
+    return made
+
+
+def _examples(
+    options: DataOptions, base: Path, files: Sequence[Path], seed: int
+) -> tuple[Sequence[data.Example], Sequence[data.Example], tuple[str, ...]]:
+    def load(path: Path) -> tuple[data.Example, ...]:
+        return data.load_examples(path, text_column=options.text_column, label_column=options.label_column)
+
+    if options.calibration is not None and options.evaluation is not None:
+        calibration = load(base / options.calibration)
+        evaluation = load(base / options.evaluation)
+        evaluated = {example.text for example in evaluation}
+        shared = [example.text for example in calibration if example.text in evaluated]
+        if shared:
+            raise BadInputError(
+                f"{options.calibration}, {options.evaluation}",
+                f"{len(shared)} texts stand in both, the first is {shared[0][:60]!r}",
+                expected="calibration and evaluation data that share nothing",
+                hint="`file` instead of two files is split without overlap",
+            )
+        return calibration, evaluation, ()
+    count = options.calibration_samples
+    if files:
+        examples = load(files[0])
+        count = min(count, max(1, len(examples) // 2))
+        return *data.split_examples(examples, calibration=count, seed=seed), ()
+    note = "no data given: calibrated and evaluated on English from Python's own manual, not on your text (--data FILE)"
+    examples = data.builtin_text(count + BUILTIN_EVALUATION, seed)
+    return *data.split_examples(examples, calibration=count, seed=seed), (note,)
+
+
+def _from_arrays(options: DataOptions, base: Path, input_names: Sequence[str], seed: int) -> Samples:
+    if options.file is not None:
+        arrays = data.load_arrays(base / options.file)
+        count = min(options.calibration_samples, max(1, arrays.rows // 2))
+        calibration, evaluation = data.split_arrays(arrays, calibration=count, seed=seed)
+    else:
+        calibration, evaluation = (
+            data.load_arrays(base / str(name)) for name in (options.calibration, options.evaluation)
+        )
+    return Samples(
+        calibration=data.batch_arrays(calibration, input_names), evaluation=data.batch_arrays(evaluation, input_names)
+    )
