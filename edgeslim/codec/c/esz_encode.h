@@ -1,0 +1,37 @@
+/* ESZ encoder: codes one segment at a time. Runs on the build machine and uses malloc; it shares only the constants
+ * of esz_format.h with the decoder. The caller writes header and index (FORMAT.md, sections 2 and 3).
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef ESZ_ENCODE_H
+#define ESZ_ENCODE_H
+
+#include "esz_format.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct {
+    uint32_t block_log2; /* 12 to 20 */
+    uint32_t small;      /* not 0: gaps up to 31, codes up to 8 bits for gaps, masks and their values, 1 stream */
+    uint32_t alphabets;  /* bit a set: alphabet a may be used; RAW always may. ~0u: all */
+    uint32_t streams;    /* 0: the encoder chooses; else 1, 4 or 8 where the alphabet allows it */
+} esz_encode_options;
+
+typedef struct {
+    uint8_t alphabet, flags, cap_log2, fill, block_log2;
+    uint32_t coded_bytes, directory_bytes, hash;
+    uint8_t *payload;       /* to be freed with esz_encoded_free */
+    uint32_t payload_bytes; /* RAW: the directory and padding only, the segment's own bytes follow; else coded_bytes */
+} esz_encoded;
+
+/* Codes `size` bytes with the cheapest alphabet. Returns 0, or 1 for an option or size out of range, 2 when out of
+ * memory. */
+ESZ_API int esz_encode_segment(const uint8_t *data, size_t size, const esz_encode_options *options, esz_encoded *out);
+
+ESZ_API void esz_encoded_free(esz_encoded *encoded);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,55 @@
+/* Constants of the ESZ container, version 1. The encoder and the decoder share this file and nothing else.
+ * The byte-level description is FORMAT.md, one folder up.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef ESZ_FORMAT_H
+#define ESZ_FORMAT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if !defined(ESZ_API)
+#if defined(ESZ_SHARED) && defined(_WIN32)
+#define ESZ_API __declspec(dllexport)
+#elif defined(ESZ_SHARED) && defined(__GNUC__)
+#define ESZ_API __attribute__((visibility("default")))
+#else
+#define ESZ_API
+#endif
+#endif
+
+#define ESZ_VERSION 1u
+#define ESZ_HEADER_BYTES 64u
+#define ESZ_ENTRY_BYTES 44u /* of an index entry, before its shape and name */
+
+/* Alphabets. */
+#define ESZ_RAW 0u
+#define ESZ_PLAIN 1u
+#define ESZ_PAIR 2u
+#define ESZ_GAP 3u
+#define ESZ_MASK8 4u
+
+/* Segment flags. */
+#define ESZ_COMPACT 1u
+#define ESZ_NIBBLE 2u
+
+/* Block modes (1, 4 and 8 are numbers of streams) and the table index that says "a table set follows". */
+#define ESZ_STORED 0u
+#define ESZ_OWN_TABLE 255u
+
+/* Limits. */
+#define ESZ_MAX_SEGMENTS 65536u
+#define ESZ_MAX_INDEX_BYTES 67108864u
+#define ESZ_MAX_IMAGE_BYTES ((uint64_t)1 << 40)
+#define ESZ_MAX_FILE_BYTES ((uint64_t)1 << 41)
+#define ESZ_MAX_SEGMENT_BYTES 0x7FFFFFFFu
+#define ESZ_MAX_COMPACT_BYTES 65536u
+#define ESZ_MAX_NAME_BYTES 1024u
+#define ESZ_MAX_RANK 8u
+#define ESZ_MIN_BLOCK_LOG2 12u
+#define ESZ_MAX_BLOCK_LOG2 20u
+#define ESZ_MAX_SETS 64u
+#define ESZ_MAX_CODE_BITS 11u
+#define ESZ_MAX_PAIR_BITS 6u /* code length limit of PAIR's table */
+
+#endif
