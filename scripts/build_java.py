@@ -63,6 +63,7 @@ def compile_java(sources: Sequence[Path], classes: Path, *, classpath: Sequence[
     Raises:
         EdgeslimError: the compiler's own words.
     """
+    classes.mkdir(parents=True, exist_ok=True)
     lint = "-Xlint:all,-options,-serial,-processing,-classfile"
     command = [jdk_tool("javac"), "--release", "8", "-encoding", "UTF-8", "-proc:none", lint, "-Werror"]
     command += ["-g:source,lines", "-implicit:none", "-d", str(classes)]
