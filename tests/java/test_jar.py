@@ -13,7 +13,9 @@ from types import ModuleType
 import pytest
 
 from edgeslim.errors import MissingToolError
-from edgeslim.runtime import LOADER_JAR
+from edgeslim.runtime import JAVA_DIR, LOADER_JAR
+
+ROOT = Path(__file__).parents[2]
 
 ORT_PACKAGE = "com.github.asus4.onnxruntime@0.4.9"  # MIT; carries ONNX Runtime's Android AAR
 ORT_AAR = "package/Plugins/Android/onnxruntime.aar"
@@ -82,11 +84,41 @@ def ort_classes(folder: Path) -> Path:
     return classes
 
 
+# What the sample's activity uses of Android beside the loader's stubs.
+ACTIVITY_STUBS = {
+    "android/app/Activity.java": """package android.app;
+        public abstract class Activity extends android.content.Context {
+            protected void onCreate(android.os.Bundle state) {}
+            public void setContentView(android.view.View view) {}
+            public final void runOnUiThread(Runnable action) {}
+            public android.content.res.AssetManager getAssets() { return null; }
+            public java.io.File getNoBackupFilesDir() { return null; }
+        }""",
+    "android/os/Bundle.java": "package android.os; public final class Bundle {}",
+    "android/view/View.java": "package android.view; public class View {}",
+    "android/widget/TextView.java": """package android.widget;
+        public class TextView extends android.view.View {
+            public TextView(android.content.Context context) {}
+            public final void setText(CharSequence text) {}
+        }""",
+    "com/example/edgeslim/BuildConfig.java": """package com.example.edgeslim;
+        public final class BuildConfig { public static final String MODEL = "minilm"; }""",
+}
+
+
 @pytest.mark.slow
-def test_loader_compiles_against_the_real_onnxruntime(build_java: ModuleType, tmp_path: Path) -> None:
-    android_stubs = tmp_path / "stubs"
-    sources = sorted((LOADER_JAR.parent / "stubs" / "android").rglob("*.java"))
-    build_java.compile_java(sources, android_stubs)
+def test_loader_and_sample_compile_against_the_real_onnxruntime(build_java: ModuleType, tmp_path: Path) -> None:
+    stubs, loader = tmp_path / "stubs", tmp_path / "loader"
+    sources = sorted((JAVA_DIR / "stubs" / "android").rglob("*.java"))
+    for name, text in ACTIVITY_STUBS.items():
+        source = tmp_path / "sources" / name
+        source.parent.mkdir(parents=True, exist_ok=True)
+        source.write_text(text, encoding="utf-8")
+        sources.append(source)
+    build_java.compile_java(sources, stubs)
     real = ort_classes(tmp_path)
-    build_java.compile_loader(tmp_path / "loader", classpath=[real, android_stubs])
-    assert (tmp_path / "loader" / "io" / "edgeslim" / "EdgeslimModel.class").is_file()
+    build_java.compile_loader(loader, classpath=[real, stubs])
+    assert (loader / "io" / "edgeslim" / "EdgeslimModel.class").is_file()
+    activity = sorted((ROOT / "samples" / "android" / "app" / "src").rglob("*.java"))
+    build_java.compile_java(activity, tmp_path / "app", classpath=[LOADER_JAR, real, stubs])
+    assert (tmp_path / "app" / "com" / "example" / "edgeslim" / "MainActivity.class").is_file()
