@@ -121,10 +121,11 @@ class Affine:
 def activation_affine(low: float, high: float, *, symmetric: bool) -> Affine:
     """Scale and zero point of a uint8 tensor for values in [low, high]; zero is always exact."""
     low, high = min(low, 0.0), max(high, 0.0)
-    if symmetric:
-        return Affine(scale=max(max(-low, high) / 127, float(np.finfo(np.float32).tiny)), zero_point=128)
-    scale = max((high - low) / 255, float(np.finfo(np.float32).tiny))
-    return Affine(scale=scale, zero_point=int(np.clip(np.rint(-low / scale), 0, 255)))
+    scale = max(-low, high) / 127 if symmetric else (high - low) / 255
+    if scale < float(np.finfo(np.float32).tiny):  # nothing but zeros
+        scale = 1.0
+    zero_point = 128 if symmetric else int(np.clip(np.rint(-low / scale), 0, 255))
+    return Affine(scale=scale, zero_point=zero_point)
 
 
 def quantize_activation(values: FloatArray, affine: Affine) -> npt.NDArray[np.uint8]:

@@ -88,7 +88,7 @@ class QuantizeInt8:
         for linear in ctx.progress.track(linears, "quantizing weights"):
             axis = 1 if self.per_channel else None
             weight = quantize_weight(linear.weight, axis=axis, symmetric=self.weight == "symmetric")
-            writer.write_linear(linear, weight, ranges[linear.source.name or ""])
+            writer.write_linear(linear, weight, ranges[linear.source_name])
         for table in tables:
             writer.write_table(table)
         if linears and writer.integer:
@@ -157,7 +157,7 @@ class QuantizeInt8:
                 yield _Table(node=node, name=name, weight=weight)
 
     def _calibrate(self, model: ir.Model, linears: list[_Linear], ctx: Context) -> dict[str, Affine]:
-        histograms = {linear.source.name or "": Histogram() for linear in linears}
+        histograms = {linear.source_name: Histogram() for linear in linears}
         if not histograms:
             return {}
         if not ctx.calibration:
@@ -186,14 +186,23 @@ class QuantizeInt8:
 
 @dataclass(frozen=True, kw_only=True)
 class _Linear:
-    """A MatMul or Gemm: ``weight`` float32 [in, out]; ``nodes`` are replaced, ``output`` is what they make."""
+    """A MatMul or Gemm: ``weight`` float32 [in, out]; ``nodes`` are replaced, ``output`` is what they make.
+
+    ``source_name`` names the input as it was in the float graph, and so its range; ``source`` is what feeds it now.
+    """
 
     name: str
     nodes: tuple[ir.Node, ...]
-    source: ir.Value
+    source_name: str
     weight: npt.NDArray[np.float32]
     bias: npt.NDArray[np.float32] | None
     output: ir.Value
+
+    @property
+    def source(self) -> ir.Value:
+        value = self.nodes[0].inputs[0]
+        assert value is not None
+        return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,13 +215,15 @@ class _Table:
 
 
 def _linear(node: ir.Node, name: str) -> _Linear:
-    source, weight = node.inputs[0], constant_array(node.inputs[1])
-    assert source is not None
+    weight = constant_array(node.inputs[1])
     assert weight is not None
+    source_name = getattr(node.inputs[0], "name", None) or ""
     if node.op_type == "Gemm":
         bias = constant_array(node.inputs[2]) if len(node.inputs) > 2 else None
         oriented = weight.T if _attribute(node, "transB", 0) else weight
-        return _Linear(name=name, nodes=(node,), source=source, weight=oriented, bias=bias, output=node.outputs[0])
+        return _Linear(
+            name=name, nodes=(node,), source_name=source_name, weight=oriented, bias=bias, output=node.outputs[0]
+        )
     output = node.outputs[0]
     uses = list(output.uses())
     if len(uses) == 1 and not output.is_graph_output() and uses[0].node.op_type == "Add":
@@ -220,8 +231,10 @@ def _linear(node: ir.Node, name: str) -> _Linear:
         bias = constant_array(addition.inputs[1 - uses[0].idx])
         if bias is not None and bias.shape == (weight.shape[1],):
             nodes = (node, addition)
-            return _Linear(name=name, nodes=nodes, source=source, weight=weight, bias=bias, output=addition.outputs[0])
-    return _Linear(name=name, nodes=(node,), source=source, weight=weight, bias=None, output=output)
+            return _Linear(
+                name=name, nodes=nodes, source_name=source_name, weight=weight, bias=bias, output=addition.outputs[0]
+            )
+    return _Linear(name=name, nodes=(node,), source_name=source_name, weight=weight, bias=None, output=output)
 
 
 class _Writer:
@@ -270,7 +283,7 @@ class _Writer:
     def _quantized_source(
         self, linear: _Linear, affine: Affine, nodes: list[ir.Node]
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        key = linear.source.name or ""
+        key = linear.source_name
         if key not in self._sources:
             scale = self._constant(f"{key}.scale", np.float32(affine.scale))
             zero = self._constant(f"{key}.zero_point", np.uint8(affine.zero_point))
@@ -288,8 +301,9 @@ class _Writer:
 
     def _replace(self, old: tuple[ir.Node, ...], new: list[ir.Node], output: ir.Value) -> None:
         result = new[-1].outputs[0]
-        result.type, result.shape = output.type, output.shape
+        result.type, result.shape, name = output.type, output.shape, output.name
         ir.convenience.replace_nodes_and_values(self.graph, old[-1], old, new, [output], [result])
+        result.name = name
 
 
 def _open_probe(model: ir.Model, sources: list[ir.Value], ctx: Context) -> OrtRunner:
