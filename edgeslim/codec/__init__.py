@@ -7,6 +7,7 @@
 from edgeslim.codec.decode import decode_container, decode_file, read_index
 from edgeslim.codec.encode import Segment, encode_container, write_container
 from edgeslim.codec.format import ContainerInfo, SegmentInfo
+from edgeslim.codec.reference import decode_reference
 
 __all__ = [
     "ContainerInfo",
@@ -14,6 +15,7 @@ __all__ = [
     "SegmentInfo",
     "decode_container",
     "decode_file",
+    "decode_reference",
     "encode_container",
     "read_index",
     "write_container",

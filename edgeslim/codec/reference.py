@@ -1,0 +1,334 @@
+"""A plain-Python ESZ decoder, written from FORMAT.md in its order and independent of the C code.
+
+It is the second opinion: tests hold the C decoder against it, on sound containers and on malformed ones. It decodes
+about 1 MB/s and says exactly what is wrong with a container, so it also serves to look into one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from dataclasses import dataclass
+
+from edgeslim.codec import format as esz
+from edgeslim.codec.format import SegmentInfo, malformed, xxh32
+
+__all__ = ["decode_reference"]
+
+_STORED = 0
+_OWN_TABLE = 255
+_BROKEN = "its hashes are right, so a program that breaks the format wrote it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    """A code: ``entries[next max_bits bits of the stream]`` is (symbol, code length)."""
+
+    max_bits: int
+    entries: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where in the container we are, for errors."""
+
+    source: str
+    offset: int
+    segment: int
+    block: int | None = None
+
+    def error(self, got: str, expected: str) -> Exception:
+        block = "" if self.block is None else f", block {self.block}"
+        return malformed(self.source, f"byte {self.offset}, segment {self.segment}{block}", got, expected, _BROKEN)
+
+
+def decode_reference(data: bytes | bytearray | memoryview) -> bytes:
+    """The image that the container ``data`` holds.
+
+    Raises:
+        BadInputError: the container is malformed.
+    """
+    data = bytes(data)
+    header = esz.parse_header(data)
+    if len(data) != header.file_bytes:
+        raise malformed("container", "byte 40", f"{len(data)} bytes", str(header.file_bytes))
+    end = esz.HEADER_BYTES + header.index_bytes
+    info = esz.parse_index(header, data[esz.HEADER_BYTES : end])
+    image = bytearray()
+    for number, segment in enumerate(info.segments):
+        place = _Place(source="container", offset=end, segment=number)
+        if any(data[end : segment.coded_offset]):
+            raise place.error("padding that is not zero", "zeros")
+        end = segment.coded_offset + segment.coded_bytes
+        image += _decode_payload(segment, data[segment.coded_offset : end], number)
+    found = xxh32(image)
+    if found != header.image_hash:
+        raise malformed("container", "byte 48", f"image hash {header.image_hash:#010x}", f"{found:#010x}", _BROKEN)
+    return bytes(image)
+
+
+def _decode_payload(segment: SegmentInfo, payload: bytes, number: int) -> bytes:
+    """Section 4: directory, padding, blocks."""
+    place = _Place(source="container", offset=segment.coded_offset, segment=number)
+    if segment.compact:
+        found = xxh32(payload)
+        if found != segment.hash:
+            raise place.error(f"hash {segment.hash:#010x}", f"{found:#010x}")
+        return _decode_block(segment, payload, segment.decoded_bytes, (), place) if payload else b""
+    directory = payload[: segment.directory_bytes]
+    found = xxh32(directory)
+    if found != segment.hash:
+        raise place.error(f"directory hash {segment.hash:#010x}", f"{found:#010x}")
+    entries = tuple(struct.iter_unpack("<II", directory[: 8 * segment.block_count]))
+    sets = _read_sets(segment, directory, place)
+    if any(payload[segment.directory_bytes : segment.data_offset]):
+        raise place.error("padding that is not zero", "zeros")
+    data = payload[segment.data_offset :]
+    sizes = [
+        min(segment.block_bytes, segment.decoded_bytes - block * segment.block_bytes)
+        for block in range(segment.block_count)
+    ]
+    _check_ends(segment, [end for end, _ in entries], sizes, len(data), place)
+    image = bytearray()
+    start = 0
+    for block, (end, block_hash) in enumerate(entries):
+        coded = data[start:end]
+        at = _Place(
+            source="container",
+            offset=segment.coded_offset + segment.data_offset + start,
+            segment=number,
+            block=block,
+        )
+        found = xxh32(coded)
+        if found != block_hash:
+            raise at.error(f"block hash {block_hash:#010x}", f"{found:#010x}")
+        image += _decode_block(segment, coded, sizes[block], sets, at)
+        start = end
+    return bytes(image)
+
+
+def _check_ends(segment: SegmentInfo, ends: list[int], sizes: list[int], data_bytes: int, place: _Place) -> None:
+    start = 0
+    for end, size in zip(ends, sizes, strict=True):
+        coded = end - start
+        if not (coded == size if segment.alphabet == "RAW" else 0 <= coded <= size + 2):
+            raise place.error(f"a block of {coded} coded bytes", f"up to {size + 2}, RAW {size}")
+        start = end
+    if start != data_bytes:
+        raise place.error(f"{data_bytes} bytes of data", f"{start}, where the last block ends")
+
+
+def _read_sets(segment: SegmentInfo, directory: bytes, place: _Place) -> tuple[tuple[_Table, ...], ...]:
+    at = 8 * segment.block_count
+    sets = []
+    if segment.alphabet != "RAW":
+        if at == len(directory):
+            raise place.error("a directory without set_count", "one")
+        count = directory[at]
+        at += 1
+        if count > esz.MAX_SETS:
+            raise place.error(f"{count} table sets", f"at most {esz.MAX_SETS}")
+        for _ in range(count):
+            tables, at = _read_set(segment, directory, at, place)
+            sets.append(tables)
+    if at != len(directory):
+        raise place.error(f"a directory of {len(directory)} bytes", str(at))
+    return tuple(sets)
+
+
+def _decode_block(
+    segment: SegmentInfo, coded: bytes, size: int, sets: tuple[tuple[_Table, ...], ...], place: _Place
+) -> bytes:
+    """Section 5: mode, table set, stream sizes, streams."""
+    if segment.alphabet == "RAW":
+        return coded
+    if not 2 <= len(coded) <= size + 2:
+        raise place.error(f"a block of {len(coded)} coded bytes", f"2 to {size + 2}")
+    mode, table, at = coded[0], coded[1], 2
+    if mode == _STORED:
+        if table != 0 or len(coded) != size + 2:
+            raise place.error(f"a stored block with table {table}, {len(coded)} bytes", f"table 0, {size + 2}")
+        return coded[2:]
+    if mode not in ((1, 4, 8) if segment.alphabet in ("PLAIN", "PAIR") else (1, 4)):
+        raise place.error(f"mode {mode}", "a number of streams that the alphabet has")
+    if table == _OWN_TABLE:
+        tables, at = _read_set(segment, coded, at, place)
+    elif table < len(sets):
+        tables = sets[table]
+    else:
+        raise place.error(f"table set {table}", f"below {len(sets)}, or 255")
+    streams = _split_streams(coded, at, mode, place)
+    items = 2 * size if segment.nibble else size
+    if mode == 8:
+        out = bytearray(size)
+        for s, stream in enumerate(streams):
+            out[s::8] = _decode_chunk(segment, stream, len(range(s, size, 8)), tables, place)
+        return bytes(out)
+    chunk = (items + 8 * mode - 1) // (8 * mode) * 8
+    elements = bytearray()
+    for s, stream in enumerate(streams):
+        length = min((s + 1) * chunk, items) - min(s * chunk, items)
+        elements += _decode_chunk(segment, stream, length, tables, place)
+    if segment.nibble:
+        return bytes(low | high << 4 for low, high in zip(elements[::2], elements[1::2], strict=True))
+    return bytes(elements)
+
+
+def _split_streams(coded: bytes, at: int, mode: int, place: _Place) -> list[bytes]:
+    start = at + 3 * (mode - 1)
+    if len(coded) < start:
+        raise place.error(f"{len(coded)} bytes", "room for the stream sizes")
+    streams = []
+    for s in range(mode - 1):
+        end = start + int.from_bytes(coded[at + 3 * s : at + 3 * s + 3], "little")
+        if end > len(coded):
+            raise place.error(f"stream {s} up to byte {end} of the block", f"at most {len(coded)}")
+        streams.append(coded[start:end])
+        start = end
+    streams.append(coded[start:])
+    if not all(streams):
+        raise place.error("a stream without bytes", "at least the sentinel's")
+    return streams
+
+
+class _Reader:
+    """The bits of one stream, from bit 0 up."""
+
+    def __init__(self, stream: bytes, place: _Place) -> None:
+        self.stream = stream
+        self.place = place
+        self.at = 0  # next byte
+        self.bits = 0
+        self.held = 0
+
+    def symbol(self, table: _Table) -> int:
+        if self.held < table.max_bits:
+            more = self.stream[self.at : self.at + 32]
+            self.bits |= int.from_bytes(more, "little") << self.held
+            self.held += 8 * len(more)
+            self.at += len(more)
+        symbol, length = table.entries[self.bits & ((1 << table.max_bits) - 1)]
+        if length > self.held:
+            raise self.place.error("a stream that ends within a code", "all items")
+        self.bits >>= length
+        self.held -= length
+        return symbol
+
+    def check_end(self) -> None:
+        rest = self.stream[self.at :]
+        left = self.held + 8 * len(rest)
+        if not 1 <= left <= 8 or self.bits | int.from_bytes(rest, "little") << self.held != 1:
+            raise self.place.error(f"{left} bits behind the last item", "a sentinel bit, then zeros to the byte's end")
+
+
+def _decode_chunk(
+    segment: SegmentInfo, stream: bytes, length: int, tables: tuple[_Table, ...], place: _Place
+) -> bytearray:
+    """Section 6: the ``length`` items of one stream; for GAP and MASK8, an element a byte."""
+    reader = _Reader(stream, place)
+    if segment.alphabet == "PLAIN":
+        out = bytearray(reader.symbol(tables[0]) for _ in range(length))
+    elif segment.alphabet == "PAIR":
+        out = bytearray(reader.symbol(tables[0]) | reader.symbol(tables[0]) << 4 for _ in range(length))
+    elif segment.alphabet == "GAP":
+        out = _decode_gaps(reader, length, segment, tables, place)
+    else:
+        out = _decode_masks(reader, length, segment, tables, place)
+    reader.check_end()
+    return out
+
+
+def _decode_gaps(
+    reader: _Reader, length: int, segment: SegmentInfo, tables: tuple[_Table, ...], place: _Place
+) -> bytearray:
+    out = bytearray([segment.fill]) * length
+    p = 0
+    while p < length:
+        gap = reader.symbol(tables[0])
+        p += gap
+        if p > length:
+            raise place.error(f"a gap up to element {p}", f"at most {length}")
+        if gap == segment.cap:
+            continue
+        if p == length:
+            break
+        out[p] = reader.symbol(tables[1])
+        p += 1
+    return out
+
+
+def _decode_masks(
+    reader: _Reader, length: int, segment: SegmentInfo, tables: tuple[_Table, ...], place: _Place
+) -> bytearray:
+    out = bytearray([segment.fill]) * length
+    for group in range(0, length, 8):
+        mask = reader.symbol(tables[0])
+        if mask >> min(8, length - group):
+            raise place.error(f"mask {mask:#04x}", f"{length - group} elements")
+        for k in range(8):
+            if mask >> k & 1:
+                out[group + k] = reader.symbol(tables[1])
+    return out
+
+
+def _read_set(segment: SegmentInfo, data: bytes, at: int, place: _Place) -> tuple[tuple[_Table, ...], int]:
+    """Section 7: the alphabet's tables and where they end."""
+    symbols = {"PLAIN": 256, "PAIR": 16, "GAP": segment.cap + 1, "MASK8": 256}[segment.alphabet]
+    limit = esz.MAX_PAIR_BITS if segment.alphabet == "PAIR" else esz.MAX_CODE_BITS
+    lengths, at = _read_lengths(data, at, symbols, limit, place)
+    tables = [_make_table(lengths)]
+    if segment.alphabet in ("GAP", "MASK8"):
+        lengths, at = _read_lengths(data, at, 16 if segment.nibble else 256, esz.MAX_CODE_BITS, place)
+        if segment.fill in lengths:
+            raise place.error(f"a value code for the fill value {segment.fill}", "none")
+        tables.append(_make_table(lengths))
+    return tuple(tables), at
+
+
+def _read_lengths(data: bytes, at: int, symbols: int, limit: int, place: _Place) -> tuple[dict[int, int], int]:
+    """The code length of each used symbol, checked, and where the table ends."""
+    head = data[at : at + 3] + bytes(3)
+    if head[0] == 0:
+        listed, start = list(range(symbols)), at + 1
+    elif head[0] == 1:
+        listed, start = list(range(head[1], head[2] + 1)), at + 3
+    elif head[0] == 2:
+        start = at + 3 + head[1]
+        listed = list(data[at + 2 : start])
+    else:
+        raise place.error(f"table form {head[0]}", "0, 1 or 2")
+    end = start + -(-len(listed) // 2)
+    if end > len(data) or start > len(data) or at >= len(data):
+        raise place.error(f"a table up to byte {end}", f"at most {len(data)}")
+    rising = all(a < b for a, b in itertools.pairwise(listed))
+    if not listed or not rising or listed[-1] >= symbols:
+        raise place.error(f"symbols {listed}", f"in rising order, below {symbols}")
+    nibbles = [nibble for byte in data[start:end] for nibble in (byte & 15, byte >> 4)]
+    if any(nibbles[len(listed) :]):
+        raise place.error("a last nibble that is not zero", "zero")
+    lengths = {symbol: nibble for symbol, nibble in zip(listed, nibbles, strict=False) if nibble}
+    if any(length > limit for length in lengths.values()):
+        raise place.error(f"a code of {max(lengths.values())} bits", f"at most {limit}")
+    if len(lengths) == 1:
+        complete = set(lengths.values()) == {1}
+    else:
+        complete = sum(1 << (limit - length) for length in lengths.values()) == 1 << limit
+    if not complete:
+        raise place.error(f"code lengths {lengths}", "a complete code, or a lone symbol of length 1")
+    return lengths, end
+
+
+def _make_table(lengths: dict[int, int]) -> _Table:
+    if len(lengths) == 1:
+        return _Table(max_bits=0, entries=((next(iter(lengths)), 0),))
+    max_bits = max(lengths.values())
+    entries = [(0, 0)] * (1 << max_bits)
+    code, before = 0, 0
+    for symbol, length in sorted(lengths.items(), key=lambda item: (item[1], item[0])):
+        code <<= length - before
+        before = length
+        reversed_code = int(f"{code:0{length}b}"[::-1], 2)
+        for high in range(1 << (max_bits - length)):
+            entries[reversed_code | high << length] = (symbol, length)
+        code += 1
+    return _Table(max_bits=max_bits, entries=tuple(entries))

@@ -1,0 +1,55 @@
+"""One small container an alphabet, worked by hand. The bytes are literal; the comments show how they come about."""
+
+from __future__ import annotations
+
+from esz_builder import GAP, MASK8, PAIR, PLAIN, Part, assemble
+
+# Lengths A 1, B 2, C 3, D 3 -> codes A 0, B 10, C 110, D 111. ABACABAD is 0 10 0 110 0 10 0 111, then the sentinel 1:
+# 01001100 1001111(1)  read from bit 0 up: 0x32, 0x79.
+PLAIN_BLOCK = bytes.fromhex("01 ff  01 41 44 21 33  32 79")
+
+# Nibbles 8: length 1, code 0; 7: 2, 10; 9: 2, 11. Low nibble first. 88 78 98 88 87 88 89 88 is
+# 00 010 011 00 100 00 110 00 and the sentinel: 00010011 00100001 10001 -> 0xC8, 0x84, 0x11.
+PAIR_BLOCK = bytes.fromhex("01 ff  01 07 09 12 02  c8 84 11")
+
+# 44 bytes: 5 at 2, 250 at 4, 5 at 41. Gap symbols 2, 1, 31 (the cap, no value), 5, 2; values 5, 250, 5.
+# Gaps: 2 -> 0, 1 -> 10, 5 -> 110, 31 -> 111. Values: 5 -> 0, 250 -> 1.
+# 0 0 10 1 111 110 0 0 and the sentinel: 00101111 110001 -> 0xF4, 0x23.
+GAP_BLOCK = bytes.fromhex("01 ff  02 03 01 02 05 1f 12 33  02 01 05 fa 11  f4 23")
+GAP_IMAGE = bytes([0, 0, 5, 0, 250]) + bytes(36) + bytes([5, 0, 0])
+
+# 12 bytes in groups of 8 and 4. Masks 0x92 (bits 1, 4, 7) and 0x09 (bits 0, 3); values 3, 7, 3, 3, 3.
+# 0x09 -> 0, 0x92 -> 1; 3 -> 0, 7 -> 1. 1 0 1 0 0 0 0 and the sentinel: 10100001 -> 0x85.
+MASK8_BLOCK = bytes.fromhex("01 ff  02 01 09 92 11  02 01 03 07 11  85")
+MASK8_IMAGE = bytes([0, 3, 0, 0, 7, 0, 0, 3, 3, 0, 0, 3])
+
+# GAP over nibbles with fill value 8; the low nibble of a byte is the earlier element.
+NIBBLE_IMAGE = bytes([0x88, 0x88, 0x28, 0x88, 0x82, 0x88, 0x28, 0x88, 0x82, 0x88, 0x28, 0x88])
+# Nibbles 2 stand at 5, 8, 13, 16, 21 of 24: gaps 5, 2, 4, 2, 4, and 2 to the end. 2 -> 0, 4 -> 10, 5 -> 11.
+# The value table has one symbol, which takes no bits. 11 0 10 0 10 0 and the sentinel: 11010010 01 -> 0x4B, 0x02.
+NIBBLE_BLOCK = bytes.fromhex("01 ff  01 02 05 01 22  02 00 02 01  4b 02")
+
+
+def hand_worked() -> dict[str, tuple[bytes, bytes]]:
+    """Name -> (container, image)."""
+    raw_big = bytes(range(5))
+    parts = {
+        "raw": [
+            Part(name=b"small", image=b"abc", shape=(3,), dtype=1),
+            Part(name=b"mapped", image=raw_big, block_log2=12, shape=(5,), dtype=1),
+        ],
+        "plain": [Part(name=b"letters", image=b"ABACABAD", alphabet=PLAIN, blocks=[PLAIN_BLOCK])],
+        "pair": [
+            Part(name=b"int4", image=bytes.fromhex("8878988887888988"), alphabet=PAIR, blocks=[PAIR_BLOCK], dtype=14)
+        ],
+        "gap": [Part(name=b"gaps", image=GAP_IMAGE, alphabet=GAP, blocks=[GAP_BLOCK], cap_log2=5, dtype=2)],
+        "mask8": [Part(name=b"masks", image=MASK8_IMAGE, alphabet=MASK8, blocks=[MASK8_BLOCK], shape=(3, 4))],
+        "gap_nibble": [
+            Part(
+                name=b"int4 gaps", image=NIBBLE_IMAGE, alphabet=GAP, blocks=[NIBBLE_BLOCK], cap_log2=5, fill=8,
+                nibble=True, dtype=14,
+            )
+        ],
+        "no_segments": [],
+    }  # fmt: skip
+    return {name: (assemble(list_), b"".join(part.image for part in list_)) for name, list_ in parts.items()}
