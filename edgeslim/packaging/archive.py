@@ -10,8 +10,7 @@ An archive is written beside its place and renamed when it is whole.
 from __future__ import annotations
 
 import io
-import os
-import tempfile
+import secrets
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -94,14 +93,10 @@ def check_name(name: str) -> None:
 def replaced_when_whole(out: Path) -> Iterator[Path]:
     """A temporary sibling to write to; it takes the place of ``out`` when the block ends without an error."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
+    temporary.touch(exist_ok=False)  # with the mode that the umask gives, unlike tempfile's 0600
     try:
         yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
         temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)

@@ -33,10 +33,13 @@ def java_classes(build_java: ModuleType, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
-def any_container(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smallest golden container that decodes to something."""
-    goldens = sorted((ROOT / "tests" / "golden").glob("*.esz"), key=lambda path: path.stat().st_size)
-    return next(path for path in goldens if path.stat().st_size > 200)
+def c_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The C coder, from its sources as they are now: an installed library may be older."""
+    output = tmp_path_factory.mktemp("esz") / "libesz.so"
+    sources = [ROOT / "edgeslim" / "codec" / "c" / name for name in ("esz.c", "esz_encode.c")]
+    command = ["gcc", "-std=c99", "-O2", "-fPIC", "-shared", "-DESZ_SHARED", *map(str, sources), "-o", str(output)]
+    subprocess.run(command, check=True)
+    return output
 
 
 @pytest.fixture(scope="session")

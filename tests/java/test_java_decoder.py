@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
 import random
 import struct
 from collections.abc import Callable, Iterator
@@ -16,13 +17,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeslim.codec import Segment, encode_container
+from edgeslim.codec import Segment, decode_container, encode_container
 from edgeslim.codec.library import load_library
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+DIGESTS: dict[str, str] = json.loads((GOLDEN / "golden.json").read_text(encoding="utf-8"))
+NAMES = sorted(name for name in DIGESTS if name.endswith(".esz"))
+SMALL_BYTES = 1200
 
 SIZES = (0, 1, 7, 8, 33, 64, 1000, 4096, 4097, 9001, 65_537, 300_000)
 ALPHABETS = ("RAW", "PLAIN", "PAIR", "GAP", "MASK8")
 NO_IMAGE_HASH = 1
 COMPACT, RAW = 1, 0
+
+
+@pytest.fixture(autouse=True)
+def _fresh_library(c_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGESLIM_LIBESZ", str(c_library))
 
 
 def payloads(size: int) -> Iterator[bytes]:
@@ -58,6 +69,22 @@ def batch(run_java: Callable[..., str], cases: list[bytes]) -> list[str]:
 
 def accepted(image: bytes) -> str:
     return f"ok {hashlib.sha256(image).hexdigest()} {len(image)}"
+
+
+def test_golden_vectors(run_java: Callable[..., str]) -> None:
+    cases = [(GOLDEN / name).read_bytes() for name in NAMES]
+    images = [(GOLDEN / name).with_suffix(".bin") for name in NAMES]
+    expected = [f"ok {DIGESTS[image.name]} {image.stat().st_size}" for image in images]
+    assert dict(zip(NAMES, batch(run_java, cases), strict=True)) == dict(zip(NAMES, expected, strict=True))
+    assert len(NAMES) >= 16
+    for case, line in zip(cases, expected, strict=True):
+        assert accepted(bytes(decode_container(case))) == line  # the C decoder
+
+
+def test_every_truncation_and_bit_flip_of_small_goldens_is_rejected(run_java: Callable[..., str]) -> None:
+    small = [GOLDEN / name for name in NAMES if (GOLDEN / name).stat().st_size <= SMALL_BYTES]
+    assert len(small) >= 9
+    assert_all_rejected(run_java, small)
 
 
 def test_decodes_what_the_encoder_writes(run_java: Callable[..., str]) -> None:

@@ -11,14 +11,13 @@ from types import ModuleType
 import pytest
 
 SOURCE = Path(__file__).parent / "io" / "edgeslim" / "ModelFilesMain.java"
+CONTAINER = Path(__file__).parents[1] / "golden" / "sparse.esz"
 SCENARIOS = re.findall(r"void (test\w+)\(", SOURCE.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
-def outcomes(
-    run_java: Callable[..., str], any_container: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, str]:
-    lines = run_java("ModelFilesMain", any_container, tmp_path_factory.mktemp("models")).splitlines()
+def outcomes(run_java: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    lines = run_java("ModelFilesMain", CONTAINER, tmp_path_factory.mktemp("models")).splitlines()
     return {line.split()[1].rstrip(":"): line for line in lines}
 
 
@@ -27,11 +26,9 @@ def test_scenario(outcomes: dict[str, str], scenario: str) -> None:
     assert outcomes[scenario] == f"ok {scenario}"
 
 
-def test_two_processes_unpack_once(
-    build_java: ModuleType, java_classes: Path, any_container: Path, tmp_path: Path
-) -> None:
+def test_two_processes_unpack_once(build_java: ModuleType, java_classes: Path, tmp_path: Path) -> None:
     command = [build_java.jdk_tool("java"), "-cp", str(java_classes), "io.edgeslim.ModelFilesMain"]
-    command += [str(any_container), "-", str(tmp_path)]
+    command += [str(CONTAINER), "-", str(tmp_path)]
     processes = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
