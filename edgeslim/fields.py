@@ -41,14 +41,18 @@ def read_toml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise BadInputError(str(path), f"byte {error.start} is not UTF-8", expected="a TOML file in UTF-8") from error
     except tomllib.TOMLDecodeError as error:
-        raise BadInputError(str(path), f"not valid TOML: {error}") from error
+        raise BadInputError(
+            str(path), f"not valid TOML: {error}", expected="TOML: key = value, strings in quotes, [tables]"
+        ) from error
 
 
 def parse_fields(cls: type[Parsed], table: Mapping[str, Any], where: str) -> Parsed:
     """Makes a ``cls`` (a dataclass) from ``table``; ``where`` names the table in errors.
 
+    A ``ValueError`` of the dataclass itself is passed on; it is worded as ``got, expected this``.
+
     Raises:
-        BadInputError: an unknown key, a missing one, or a value of the wrong type.
+        BadInputError: an unknown key, a missing one, or a value that the dataclass refuses.
     """
     hints = get_type_hints(cls)
     fields = {item.name: item for item in dataclasses.fields(cast(Any, cls)) if item.init}
@@ -69,7 +73,8 @@ def parse_fields(cls: type[Parsed], table: Mapping[str, Any], where: str) -> Par
     try:
         return cls(**values)
     except ValueError as error:
-        raise BadInputError(where, str(error)) from error
+        got, _, expected = str(error).partition(", expected ")
+        raise BadInputError(where, got, expected=expected) from error
 
 
 def _convert(value: object, kind: Any, where: str) -> Any:

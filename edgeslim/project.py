@@ -49,8 +49,9 @@ class DataOptions:
             raise ValueError("file beside calibration or evaluation, expected either one file or two")
         if (self.calibration is None) != (self.evaluation is None):
             raise ValueError("calibration without evaluation or the reverse, expected both, or one file to split")
-        if self.max_length < 1 or self.calibration_samples < 1:
-            raise ValueError("max_length and calibration_samples must be at least 1")
+        for name in ("max_length", "calibration_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
