@@ -87,7 +87,7 @@ def build(
 
     from edgeslim import build as run_build
     from edgeslim.progress import TerminalProgress
-    from edgeslim.report import print_report, report_json
+    from edgeslim.report import print_report
 
     progress = None if quiet else TerminalProgress(Console(stderr=True))
     report = run_build(
@@ -104,7 +104,7 @@ def build(
         progress=progress,
     )
     if as_json:
-        typer.echo(report_json(report), nl=False)
+        typer.echo(report.to_json(), nl=False)
     elif not quiet:
         print_report(report, Console(soft_wrap=False), written=not report.failed())
     _judge(report, require_judged=require_judged)

@@ -6,6 +6,7 @@ A *source* gives a model; *stages* change it; *export* turns it into ONNX; the *
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -230,6 +231,10 @@ class Report:
         """The report as plain JSON values, ``schema`` first."""
         plain = asdict(self)
         return {"schema": plain.pop("schema"), **plain}
+
+    def to_json(self) -> str:
+        """The text of ``report.json``."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def failed(self) -> tuple[Finding, ...]:
         """The findings whose verdict is ``fail``."""

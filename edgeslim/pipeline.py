@@ -41,7 +41,7 @@ from edgeslim.project import Plan
 from edgeslim.samples import Samples, fixed_length_feed, load_samples
 from edgeslim.session import open_runner, runtime_version
 from edgeslim.source import Source, load_huggingface, load_own, resolve_source
-from edgeslim.task import FeatureExtraction, pooling_from_folder, resolve_task
+from edgeslim.task import FeatureExtraction, TextClassification, is_classifier, pooling_from_folder, resolve_task
 
 __all__ = ["run_build"]
 
@@ -95,6 +95,7 @@ def run_build(plan: Plan, progress: Progress | None = None) -> Report:
             environment={"edgeslim": __version__, "onnxruntime": runtime_version()},
         )
         if not report.failed():
+            (ready / REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
             _publish(ready, plan.out)
     return report
 
@@ -125,7 +126,9 @@ def _export(source: Source, task: Task, plan: Plan, work: Path, steps: _Steps) -
             samples = samples_for(tuple(example), example)
             made = export.export_own(own, _compared(samples), opset_max=opset_max, folder=folder)
         else:
-            classifier = not isinstance(task, FeatureExtraction)
+            classifier = isinstance(task, TextClassification) or (
+                not isinstance(task, FeatureExtraction) and is_classifier(source.config)
+            )
             module: Any = load_huggingface(source, classifier=classifier)
             given = load_tokenizer(source.tokenizer).model_input_names if source.tokenizer else ("input_ids",)
             names = export.module_inputs(module, given)

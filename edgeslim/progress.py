@@ -24,7 +24,8 @@ class TerminalProgress:
         if total is None and isinstance(items, Sized):
             total = len(items)
         columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self._console, transient=True) as bars:
+        silent = not self._console.is_terminal
+        with Progress(*columns, console=self._console, transient=True, disable=silent) as bars:
             yield from bars.track(items, total=total, description=what)
 
     def step(self, what: str) -> None:

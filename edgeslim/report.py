@@ -1,55 +1,57 @@
-"""How a report is shown: a table for people, JSON for build steps. A verdict is always a word, never a colour alone."""
+"""How a report is shown to people; ``Report.to_json`` is for build steps.
+
+A verdict is always a word, never a colour alone.
+"""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from typing import TYPE_CHECKING
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, cast
 
 from edgeslim.core import Finding, Report
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["format_value", "print_report", "report_json"]
+__all__ = ["format_value", "print_report"]
 
 _STYLES = {"pass": "green", "fail": "bold red", "unjudged": "yellow", "measured": "dim"}
 
 
-def report_json(report: Report) -> str:
-    """The report as indented JSON, the form of ``report.json``."""
-    return json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n"
-
-
 def print_report(report: Report, console: Console, *, written: bool) -> None:
     """Prints steps, findings and notes; ``written`` says whether the package was put into its place."""
+    from rich.markup import escape
     from rich.table import Table
 
-    steps = Table(title=f"edgeslim build for {report.target}", title_justify="left", box=None, pad_edge=False)
-    for column in ("step", "changed", "size", "time", "left alone"):
-        steps.add_column(column, justify="left" if column in ("step", "left alone") else "right", overflow="fold")
+    console.print(f"edgeslim build for {report.target}", style="bold", highlight=False)
+    steps = Table(box=None, pad_edge=False)
+    for column in ("step", "changed", "size", "time", "left alone, and why"):
+        steps.add_column(column, justify="left" if column in ("step", "left alone, and why") else "right")
     for step in report.steps:
         size = format_value(float(step.bytes), "bytes") if step.bytes is not None else ""
         reasons = Counter(step.skipped.values()).most_common()
-        skipped = "; ".join(f"{count} × {reason}" for reason, count in reasons)
+        skipped = "\n".join(f"{count} × {reason}" for reason, count in reasons)
         steps.add_row(step.name, str(step.changed), size, f"{step.seconds:.1f} s", skipped)
     console.print(steps)
+    for (check, where), group in groupby(report.findings, key=lambda finding: (finding.check, finding.where)):
+        console.print(f"\n[bold]{check}[/]  {escape(where)}", highlight=False)
+        findings = Table(box=None, pad_edge=False, show_header=False)
+        for width, justify in ((26, "left"), (12, "right"), (14, "right"), (10, "left")):
+            findings.add_column(min_width=width, justify=cast(Any, justify), no_wrap=True)
+        for finding in group:
+            value = "–" if finding.value is None else format_value(finding.value, finding.unit)
+            limit = "" if finding.limit is None else f"≤ {format_value(finding.limit, finding.unit)}"
+            verdict = f"[{_STYLES[finding.verdict]}]{finding.verdict}[/]"
+            findings.add_row(f"  {finding.metric}", value, limit, verdict)
+        console.print(findings)
     console.print()
-    findings = Table(box=None, pad_edge=False)
-    for column in ("check", "metric", "value", "limit", "verdict", "where"):
-        findings.add_column(column, justify="right" if column in ("value", "limit") else "left", overflow="fold")
-    for finding in report.findings:
-        value = "–" if finding.value is None else format_value(finding.value, finding.unit)
-        limit = "" if finding.limit is None else f"≤ {format_value(finding.limit, finding.unit)}"
-        verdict = f"[{_STYLES[finding.verdict]}]{finding.verdict}[/]"
-        findings.add_row(finding.check, finding.metric, value, limit, verdict, finding.where)
-    console.print(findings)
     for finding in report.findings:
         if finding.note and finding.verdict in ("fail", "unjudged"):
-            console.print(f"{finding.verdict}: {finding.metric}: {finding.note}", markup=False)
+            console.print(f"{finding.verdict}: {finding.metric}: {finding.note}", markup=False, highlight=False)
     for note in report.notes:
-        console.print(f"note: {note}", markup=False)
-    console.print(_conclusion(report, written=written), markup=False)
+        console.print(f"note: {note}", markup=False, highlight=False)
+    console.print(_conclusion(report, written=written), markup=False, highlight=False, soft_wrap=True)
 
 
 def format_value(value: float, unit: str) -> str:

@@ -32,7 +32,15 @@ from edgeslim import metrics
 from edgeslim.core import Batch, Feed, Progress, Runner, Task
 from edgeslim.errors import BadInputError, UsageError, near_miss
 
-__all__ = ["CustomTask", "FeatureExtraction", "Pooling", "TextClassification", "pooling_from_folder", "resolve_task"]
+__all__ = [
+    "CustomTask",
+    "FeatureExtraction",
+    "Pooling",
+    "TextClassification",
+    "is_classifier",
+    "pooling_from_folder",
+    "resolve_task",
+]
 
 Pooling = Literal["mean", "cls", "none"]
 Array = npt.NDArray[Any]
@@ -267,9 +275,7 @@ def resolve_task(
         BadInputError: a custom metric can't be imported.
     """
     if name is None:
-        architectures = (config or {}).get("architectures")
-        first = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
-        name = "text-classification" if first.endswith("ForSequenceClassification") else "feature-extraction"
+        name = "text-classification" if is_classifier(config or {}) else "feature-extraction"
     if name == "feature-extraction":
         kind, normalize = pooling or ("mean", True)
         return FeatureExtraction(pooling=kind, normalize=normalize)
@@ -283,6 +289,13 @@ def resolve_task(
         expected="one of " + ", ".join(TASK_NAMES) + ", or module:function for a metric of your own",
         hint=near_miss(name, TASK_NAMES),
     )
+
+
+def is_classifier(config: Mapping[str, object]) -> bool:
+    """Whether a model's ``config.json`` says that it classifies sequences."""
+    architectures = config.get("architectures")
+    first = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
+    return first.endswith("ForSequenceClassification")
 
 
 def pooling_from_folder(folder: Path) -> tuple[Pooling, bool]:
