@@ -88,28 +88,41 @@ def load_huggingface(source: Source, *, classifier: bool) -> nn.Module:
     """Loads the float model of a Hugging Face folder in eval mode, from safetensors only.
 
     Raises:
-        BadInputError: transformers can't load it.
+        BadInputError: transformers can't load it, or the checkpoint lacks weights.
     """
     import torch
     import transformers
+    from safetensors import SafetensorError
 
     loader = transformers.AutoModelForSequenceClassification if classifier else transformers.AutoModel
     try:
         # Eager attention exports to plain operators; the other forms bring masks that older runtimes don't know.
-        module = loader.from_pretrained(
+        module, loaded = loader.from_pretrained(
             str(source.path),
             use_safetensors=True,
             trust_remote_code=False,
             attn_implementation="eager",
             dtype=torch.float32,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise BadInputError(
             source.spec,
             f"transformers can't load it: {_first_line(error)}",
             expected="a config.json and model.safetensors of one architecture",
             hint="pickled .bin checkpoints are refused: convert them to safetensors",
         ) from error
+    # transformers fills what a checkpoint lacks with random numbers. Only the pooler does no harm: nothing reads it.
+    missing = sorted(name for name in loaded["missing_keys"] if classifier or not name.startswith("pooler."))
+    if missing:
+        raise BadInputError(
+            source.spec,
+            f"the checkpoint lacks {len(missing)} weights, the first is {missing[0]}",
+            expected=f"all weights of {type(module).__name__}",
+            hint="an encoder without a trained classifier can't classify: task = feature-extraction"
+            if classifier
+            else "",
+        )
     module.eval()
     return module  # type: ignore[no-any-return]
 
@@ -140,7 +153,7 @@ def load_own(source: Source) -> OwnModel:
             f"returned {type(made).__name__}",
             expected="(nn.Module, example inputs) or (nn.Module, example inputs, dynamic shapes)",
         )
-    inputs = made[1] if isinstance(made[1], Mapping) else _name_inputs(made[0], made[1])
+    inputs = made[1] if isinstance(made[1], Mapping) else _name_inputs(source.spec, made[0], made[1])
     if not inputs or not all(isinstance(value, torch.Tensor) for value in inputs.values()):
         raise BadInputError(
             source.spec, "example inputs that aren't tensors", expected="a tensor, a tuple or a dict of them"
@@ -148,11 +161,18 @@ def load_own(source: Source) -> OwnModel:
     return OwnModel(module=made[0].eval(), inputs=inputs, dynamic_shapes=made[2] if len(made) == 3 else None)
 
 
-def _name_inputs(module: nn.Module, values: Any) -> dict[str, Any]:
+def _name_inputs(spec: str, module: nn.Module, values: Any) -> dict[str, Any]:
     import inspect
 
     names = list(inspect.signature(module.forward).parameters)
     values = values if isinstance(values, tuple | list) else (values,)
+    if len(values) > len(names):
+        raise BadInputError(
+            spec,
+            f"{len(values)} example inputs",
+            expected=f"at most {len(names)}, as forward({', '.join(names)}) takes them",
+            hint="for forward(*inputs), return a dict of inputs by name and give forward named parameters",
+        )
     return dict(zip(names, values, strict=False))
 
 
@@ -242,7 +262,7 @@ def _read_json(path: Path) -> dict[str, Any]:
                 str(path), f"{path.stat().st_size:,} bytes", expected=f"at most {MAX_JSON_BYTES:,} bytes"
             )
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInputError(str(path), f"not valid JSON: {_first_line(error)}", expected="a JSON object") from error
     if not isinstance(value, dict):
         raise BadInputError(str(path), f"a JSON {type(value).__name__}", expected="a JSON object")
