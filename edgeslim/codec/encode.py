@@ -203,7 +203,8 @@ def _write(
 
 def _options(block_bytes: int, *, small_memory: bool, alphabets: Collection[str]) -> _Options:
     block_log2 = block_bytes.bit_length() - 1
-    if block_bytes != 1 << block_log2 or not esz.MIN_BLOCK_LOG2 <= block_log2 <= esz.MAX_BLOCK_LOG2:
+    in_range = esz.MIN_BLOCK_LOG2 <= block_log2 <= esz.MAX_BLOCK_LOG2
+    if not in_range or block_bytes != 1 << block_log2:
         raise BadInputError("block_bytes", str(block_bytes), expected="a power of two from 4096 to 1048576")
     if small_memory:
         block_log2 = min(block_log2, SMALL_BLOCK_BYTES.bit_length() - 1)

@@ -10,7 +10,7 @@
 #include "esz_xxh32.h"
 #include "esz.h"
 
-#if UINTPTR_MAX > 0xFFFFFFFFu
+#if UINTPTR_MAX > 0xFFFFFFFFu && !defined(ESZ_32_BIT) /* ESZ_32_BIT: tests of what a 32-bit machine runs */
 typedef uint64_t esz_word;
 #else
 typedef uint32_t esz_word;

@@ -1,0 +1,105 @@
+"""The C sources by themselves: warnings, sanitizers, the builds for small and for 32-bit devices."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import SOURCES, compile_c
+
+from edgeslim.codec import library
+from edgeslim.errors import MissingToolError
+
+HERE = Path(__file__).parent
+GOLDEN = HERE.parent / "golden"
+SANITIZERS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+
+@pytest.fixture(scope="module")
+def harness_lines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the harness says in each build of the decoder."""
+    folder = tmp_path_factory.mktemp("harness")
+    files = sorted(GOLDEN.glob("*.esz"))
+    lines = {}
+    for name, flags in {"default": (), "small": ("-DESZ_SMALL",), "32-bit": ("-DESZ_32_BIT",)}.items():
+        sources = ("-I", SOURCES, HERE / "harness.c", SOURCES / "esz.c")
+        program = compile_c(folder / name, *SANITIZERS, *flags, *sources)
+        done = subprocess.run([program, "40", *files], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        lines[name] = done.stdout
+    return lines
+
+
+def test_sanitizers_find_nothing_in_damaged_containers(harness_lines: dict[str, str]) -> None:
+    words = harness_lines["default"].split()
+    tried, accepted = int(words[1].rstrip(",")), int(words[3].rstrip(","))
+    assert tried > 5_000
+    assert 0 < accepted < tried  # some changes behind right hashes are harmless: a name, a dtype, a shape
+
+
+def test_small_and_32_bit_builds_decode_the_same(harness_lines: dict[str, str]) -> None:
+    assert len(set(harness_lines.values())) == 1, harness_lines
+
+
+def test_encoder_under_sanitizers(tmp_path: Path) -> None:
+    program = compile_c(
+        tmp_path / "encode", *SANITIZERS, "-I", SOURCES, HERE / "harness_encode.c", SOURCES / "esz_encode.c"
+    )
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("coded ")
+
+
+@pytest.mark.parametrize("source", ["esz.c", "esz_encode.c"])
+@pytest.mark.parametrize("flags", [("-O3",), ("-Os", "-DESZ_SMALL"), ("-O2", "-DESZ_32_BIT"), ("-O0",)], ids=str)
+def test_sources_compile_without_a_warning(source: str, flags: tuple[str, ...], tmp_path: Path) -> None:
+    compile_c(tmp_path / "out.o", *flags, "-Wconversion", "-Wno-sign-conversion", "-c", SOURCES / source)
+
+
+def test_decoder_needs_memory_functions_only(tmp_path: Path) -> None:
+    compiled = compile_c(tmp_path / "esz.o", "-Os", "-fno-stack-protector", "-c", SOURCES / "esz.c")
+    listed = subprocess.run(["nm", "-u", compiled], capture_output=True, text=True, check=True).stdout
+    names = {line.split()[-1] for line in listed.splitlines()} - {"_GLOBAL_OFFSET_TABLE_"}
+    assert names <= {"memcpy", "memset", "memcmp", "__cpu_model", "__cpu_indicator_init"}, names
+
+
+def test_library_exports_the_interface_only(compiled_library: Path) -> None:
+    listed = subprocess.run(
+        ["nm", "-D", "--defined-only", compiled_library], capture_output=True, text=True, check=True
+    )
+    names = {line.split()[-1] for line in listed.stdout.splitlines()}
+    assert names
+    assert all(name.startswith("esz_") for name in names), names
+
+
+def test_small_decoder_fits_a_kilobyte_of_tables(tmp_path: Path) -> None:
+    source = tmp_path / "size.c"
+    source.write_text(
+        '#include <stdio.h>\n#include "esz.h"\n'
+        'int main(void) { printf("%u", (unsigned)(2 * sizeof(esz_table))); return 0; }\n'
+    )
+    program = compile_c(tmp_path / "size", "-DESZ_SMALL", "-I", SOURCES, source)
+    assert int(subprocess.run([program], capture_output=True, text=True, check=True).stdout) <= 1024
+
+
+def test_missing_library_says_where_it_was_sought(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EDGESLIM_LIBESZ", str(tmp_path / "none.so"))
+    with pytest.raises(MissingToolError, match=r"none\.so"):
+        library.find_library()
+    monkeypatch.delenv("EDGESLIM_LIBESZ")
+    monkeypatch.setattr(library, "_folders", lambda: iter([tmp_path]))
+    with pytest.raises(MissingToolError, match="EDGESLIM_LIBESZ"):
+        library.find_library()
+    broken = tmp_path / library._names()[0]
+    broken.write_bytes(b"not a library")
+    with pytest.raises(MissingToolError, match="cannot be loaded"):
+        library.load_library()
+
+
+def test_library_beside_the_package_is_found(monkeypatch: pytest.MonkeyPatch, compiled_library: Path) -> None:
+    monkeypatch.delenv("EDGESLIM_LIBESZ")
+    monkeypatch.setattr(library, "_folders", lambda: iter([compiled_library.parent]))
+    assert library.find_library() == compiled_library
+    assert isinstance(library.load_library(), ctypes.CDLL)

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeslim.codec import (
+    Segment,
+    decode_container,
+    decode_file,
+    decode_reference,
+    encode_container,
+    read_index,
+    write_container,
+)
+from edgeslim.codec.format import ALPHABETS, SegmentInfo, parse_header, parse_index, xxh32
+from edgeslim.errors import BadInputError
+
+
+def int8(seed: int, size: int, sparsity: float, scale: float = 20) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    values = np.clip(np.round(rng.laplace(0, scale, size)), -127, 127).astype(np.int8)
+    values[rng.random(size) < sparsity] = 0
+    return values
+
+
+def int4(seed: int, size: int, sparsity: float) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    values = np.clip(np.round(rng.normal(8, 2.2, 2 * size)), 0, 15).astype(np.uint8)
+    values[rng.random(2 * size) < sparsity] = 8
+    return values[::2] | values[1::2] << 4
+
+
+def entropy_bits(counts: np.ndarray) -> float:
+    """Order-0 entropy of all items, in bits."""
+    used = counts[counts > 0]
+    return float(-(used * np.log2(used / used.sum())).sum())
+
+
+def whole(segment: Segment, **options: object) -> bytes:
+    return encode_container([segment], **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 7, 8, 9, 63, 64, 65, 2047, 2048, 4095, 4096, 4097, 16_385, 33_333])
+@pytest.mark.parametrize("alphabet", ALPHABETS)
+def test_round_trip(size: int, alphabet: str) -> None:
+    for sparsity in (0, 0.6, 0.95, 1):
+        for data in (int8(1, size, sparsity), int4(2, size, sparsity)):
+            for small in (False, True):
+                coded = whole(
+                    Segment("w", data, "bytes", ()), block_bytes=4096, small_memory=small, alphabets=[alphabet]
+                )
+                assert decode_container(coded) == data.tobytes()
+                if not small:
+                    assert decode_reference(coded) == data.tobytes()
+
+
+def test_encoder_chooses_what_suits() -> None:
+    rng = np.random.default_rng(3)
+    payloads = {
+        "RAW": np.frombuffer(rng.bytes(50_000), np.uint8),
+        "PLAIN": int8(4, 50_000, 0),
+        "GAP": int8(5, 50_000, 0.9),
+        "PAIR": int4(6, 300, 0),
+    }
+    halves = int8(7, 50_000, 0).reshape(-1, 2)
+    halves[:, 1] = 0
+    payloads["MASK8"] = halves.reshape(-1)
+    for alphabet, data in payloads.items():
+        path_info = _info(data)
+        assert path_info.alphabet == alphabet, (alphabet, path_info)
+
+
+def _info(data: np.ndarray) -> SegmentInfo:
+    coded = whole(Segment("w", data, "bytes", ()))
+    header = parse_header(coded)
+    return parse_index(header, coded[64 : 64 + header.index_bytes]).segments[0]
+
+
+def test_sizes_against_zlib_and_entropy() -> None:
+    size = 1_000_000
+    for sparsity, times in ((0.8, 1.22), (0.9, 1.25)):
+        data = int8(8, size, sparsity)
+        ours = len(whole(Segment("w", data, "int8", (1000, 1000))))
+        assert len(zlib.compress(data.tobytes(), 9)) / ours >= times
+        zeros = np.bincount(data.view(np.uint8), minlength=256)
+        assert ours * 8 <= 1.01 * entropy_bits(zeros)
+    dense = int8(9, size, 0)
+    bits = entropy_bits(np.bincount(dense.view(np.uint8), minlength=256))
+    assert len(whole(Segment("w", dense, "int8", (size,)))) * 8 <= 1.007 * bits
+    packed = int4(10, size, 0)
+    counts = np.bincount(packed & 15, minlength=16) + np.bincount(packed >> 4, minlength=16)
+    assert len(whole(Segment("w", packed, "uint4x2", (2 * size,)))) * 8 <= 1.007 * entropy_bits(counts)
+
+
+def test_small_containers_have_little_overhead() -> None:
+    """A whole LeNet: 10 tensors, the large ones 90 % sparse 8-bit; overhead counts."""
+    shapes = {"c1": (6, 25), "b1": (6,), "c2": (16, 150), "b2": (16,), "f1": (120, 400), "d1": (120,), "f2": (84, 120),
+              "d2": (84,), "f3": (10, 84), "d3": (10,)}  # fmt: skip
+    segments = [Segment(name, int8(11, math.prod(shape), 0.9), "int8", shape) for name, shape in shapes.items()]
+    coded = encode_container(segments)
+    assert sum(math.prod(shape) for shape in shapes.values()) == 61_706
+    assert len(coded) < 12_000
+    assert decode_reference(coded) == b"".join(bytes(segment.data) for segment in segments)
+
+
+def test_raw_segments_can_be_mapped_in_place(tmp_path: Path) -> None:
+    noise = np.random.default_rng(12).bytes(700_000)
+    path = tmp_path / "a.esz"
+    info = write_container(path, [Segment("x", b"abc", "bytes", ()), Segment("noise", noise, "uint8", (700_000,))])
+    segment = info.segments[1]
+    start = segment.coded_offset + segment.data_offset
+    assert segment.alphabet == "RAW"
+    assert start % 64 == 0
+    assert path.read_bytes()[start : start + len(noise)] == noise
+
+
+def test_write_container_and_index(tmp_path: Path) -> None:
+    path = tmp_path / "weights.esz"
+    path.write_bytes(b"old")
+    done: list[int] = []
+    segments = [
+        Segment("a", int8(13, 300_000, 0.9), "int8", (300, 1000)),
+        Segment("b", np.arange(10, dtype="<f4"), "float32", (10,)),
+        Segment("empty", b"", "int8", (0, 4)),
+        Segment("c", memoryview(b"\0" * 40), "int64", (5,)),
+        Segment("d", np.arange(12, dtype=np.int8).reshape(3, 4)[:, ::2], "int8", (3, 2)),
+    ]
+    info = write_container(path, segments, progress=done.append)
+    assert info == read_index(path)
+    assert info.file_bytes == path.stat().st_size
+    assert [(s.name, s.dtype, s.shape) for s in info.segments] == [(s.name, s.dtype, s.shape) for s in segments]
+    assert [s.decoded_offset for s in info.segments] == [0, 300_000, 300_040, 300_040, 300_080]
+    assert done == [300_000, 300_040, 300_040, 300_080, 300_086]
+    decode_file(path, tmp_path / "image")
+    image = (tmp_path / "image").read_bytes()
+    assert image[300_080:] == bytes([0, 2, 4, 6, 8, 10])
+    assert info.image_hash == xxh32(image)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["image", "weights.esz"]
+    assert path.stat().st_mode & 0o777 == (tmp_path / "image").stat().st_mode & 0o777
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "weights.esz"
+    path.write_bytes(b"old")
+
+    def stop(done: int) -> None:
+        raise KeyboardInterrupt(done)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_container(path, [Segment("a", b"abc", "bytes", ())], progress=stop)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["weights.esz"]
+
+
+def test_failed_decode_leaves_no_file(tmp_path: Path) -> None:
+    data = bytearray(whole(Segment("a", int8(14, 50_000, 0.5), "int8", (50_000,))))
+    data[-1] ^= 1
+    (tmp_path / "a.esz").write_bytes(data)
+    with pytest.raises(BadInputError, match=r"a\.esz: byte \d+, segment 0"):
+        decode_file(tmp_path / "a.esz", tmp_path / "image")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.esz"]
+
+
+@pytest.mark.parametrize(
+    ("segment", "word"),
+    [
+        (Segment("w", b"abc", "int9", (3,)), "int9"),
+        (Segment("w", b"abc", "int16", (3,)), "3 bytes"),
+        (Segment("w", b"abc", "uint8", (4,)), "4 for shape"),
+        (Segment("w", b"", "uint8", (1,) * 9), "shape"),
+        (Segment("w" * 1025, b"", "bytes", ()), "name"),
+        (Segment("a\nb", b"", "bytes", ()), "name"),
+        (Segment("w", memoryview(b"abcdef")[::2], "bytes", ()), "gaps"),
+        (Segment("w", b"", "bytes", (1 << 31,)), "shape"),
+    ],
+    ids=range(8),
+)
+def test_bad_segment_is_refused(segment: Segment, word: str) -> None:
+    with pytest.raises(BadInputError, match=word):
+        whole(segment)
+
+
+@pytest.mark.parametrize("block_bytes", [0, 1, 2048, 5000, 2 << 20, -4096])
+def test_bad_block_size_is_refused(block_bytes: int) -> None:
+    with pytest.raises(BadInputError, match="power of two"):
+        whole(Segment("w", b"abc", "bytes", ()), block_bytes=block_bytes)
+
+
+def test_bad_alphabet_is_refused() -> None:
+    with pytest.raises(BadInputError, match="HUFF"):
+        whole(Segment("w", b"abc", "bytes", ()), alphabets=["HUFF"])
+
+
+def test_xxh32_of_known_strings() -> None:
+    assert xxh32(b"") == 0x02CC5D05
+    assert xxh32(b"a") == 0x550D7456
+    assert xxh32(b"abc") == 0x32D153FF
+    assert xxh32(b"Nobody inspects the spammish repetition") == 0xE2293B2F
