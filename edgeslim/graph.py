@@ -76,7 +76,7 @@ def load_graph(path: Path) -> ir.Model:
 
 
 def save_graph(model: ir.Model, folder: Path) -> tuple[Path, Path]:
-    """Writes ``model.onnx`` and ``weights.bin`` into the new ``folder``; tensors below 256 bytes stay inline.
+    """Writes ``model.onnx`` and ``weights.bin`` into the new ``folder``; tensors of up to 256 bytes stay inline.
 
     The model in memory is left as it was. Returns both paths; ``weights.bin`` is empty where no tensor is large.
     """

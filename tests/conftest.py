@@ -129,6 +129,7 @@ def tiny_classifier(
     import torch
     import transformers
 
+    torch.set_num_threads(1)  # for so small a model a second thread only waits, tenfold where others use the machine
     torch.manual_seed(4)
     config = bert_config(tiny_tokenizer, id2label=dict(enumerate(LABELS)), label2id={"bad": 0, "good": 1})
     module = transformers.BertForSequenceClassification(config)
