@@ -16,7 +16,7 @@ from edgeslim.errors import BadInputError
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__all__ = ["OrtRunner", "open_runner", "runtime_version"]
+__all__ = ["OrtRunner", "max_difference", "open_runner", "runtime_version"]
 
 
 class OrtRunner:
@@ -80,14 +80,24 @@ def _describe(item: Any) -> dict[str, object]:
 
 
 def max_difference(left: Feed, right: Feed) -> tuple[float, float]:
-    """Largest absolute difference and smallest cosine between outputs of two runs, matched by position."""
+    """Largest absolute difference and smallest cosine between outputs of two runs, matched by position.
+
+    Infinities of one sign at one place agree. NaN agrees with nothing, itself included: then, and where numbers or
+    sizes of outputs differ, the difference is infinite and the cosine 0.
+    """
+    if len(left) != len(right):
+        return float("inf"), 0.0
     largest, smallest = 0.0, 1.0
     for a, b in zip(left.values(), right.values(), strict=True):
         x, y = np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel()
         if x.size != y.size:
             return float("inf"), 0.0
+        finite = np.isfinite(x) & np.isfinite(y)
+        if not np.all(finite | (x == y)):
+            return float("inf"), 0.0
+        x, y = x[finite], y[finite]
         if x.size:
             largest = max(largest, float(np.max(np.abs(x - y))))
             norm = float(np.linalg.norm(x) * np.linalg.norm(y))
-            smallest = min(smallest, float(x @ y) / norm if norm else 1.0)
+            smallest = min(smallest, float(x @ y) / norm if norm else float(np.array_equal(x, y)))
     return largest, smallest
