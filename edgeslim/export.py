@@ -93,7 +93,7 @@ def import_onnx(path: Path, samples: Sequence[Batch], *, folder: Path) -> Export
     """Takes an ONNX file over, weights inline or external, and compares the copy with the original.
 
     Raises:
-        BadInputError: the file is malformed, or not a float model.
+        BadInputError: the file is malformed, or holds weights that aren't finite.
     """
     model = load_graph(path)
     _check_finite(model, path)
@@ -115,10 +115,18 @@ def torch_runner(module: nn.Module, output: str | None) -> Runner:
             made = module(**{name: value.clone() for name, value in _tensors(feed).items()})
         if output is not None:
             return {output: made[output].numpy()}
-        values = made if isinstance(made, tuple | list) else made.values() if isinstance(made, Mapping) else (made,)
-        return {f"output_{index}": value.numpy() for index, value in enumerate(values)}
+        return {f"output_{index}": value.numpy() for index, value in enumerate(_leaves(made))}
 
     return run
+
+
+def _leaves(made: Any) -> Iterator[Any]:
+    """The tensors of nested outputs in the order in which the exporter numbers them."""
+    if isinstance(made, Mapping | tuple | list):
+        for item in made.values() if isinstance(made, Mapping) else made:
+            yield from _leaves(item)
+    elif hasattr(made, "numpy"):  # None and plain numbers are no outputs of a graph
+        yield made
 
 
 def _compared(source: Runner, path: Path, engine: str, samples: Sequence[Batch]) -> Export:
