@@ -101,7 +101,7 @@ int main(int argc, char **argv) {
             return 1;
         }
         images = images * 31 + hash;
-        step = n / 150 + 1;
+        step = n / 100 + 1;
         for (i = 0; i < n; i += step, tried++)
             if (decode(bytes, i, &hash) == ESZ_OK) {
                 printf("%s: accepted, cut at %lu\n", argv[file], (unsigned long)i);

@@ -26,7 +26,7 @@ def harness_lines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name, flags in {"default": (), "small": ("-DESZ_SMALL",), "32-bit": ("-DESZ_32_BIT",)}.items():
         sources = ("-I", SOURCES, HERE / "harness.c", SOURCES / "esz.c")
         program = compile_c(folder / name, *SANITIZERS, *flags, *sources)
-        done = subprocess.run([program, "40", *files], capture_output=True, text=True, check=False)
+        done = subprocess.run([program, "25", *files], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         lines[name] = done.stdout
     return lines
@@ -35,7 +35,7 @@ def harness_lines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_sanitizers_find_nothing_in_damaged_containers(harness_lines: dict[str, str]) -> None:
     words = harness_lines["default"].split()
     tried, accepted = int(words[1].rstrip(",")), int(words[3].rstrip(","))
-    assert tried > 5_000
+    assert tried > 3_000
     assert 0 < accepted < tried  # some changes behind right hashes are harmless: a name, a dtype, a shape
 
 

@@ -16,8 +16,6 @@ static const uint8_t esz_magic[8] = {0x89, 'E', 'S', 'Z', '\r', '\n', 0x1A, '\n'
 
 static unsigned load16(const uint8_t *p) { return p[0] | (unsigned)p[1] << 8; }
 
-static uint64_t load64(const uint8_t *p) { return esz_load32(p) | (uint64_t)esz_load32(p + 4) << 32; }
-
 static uint64_t align64(uint64_t x) { return (x + 63) & ~(uint64_t)63; }
 
 static int all_zero(const uint8_t *p, size_t n) {
@@ -49,9 +47,9 @@ esz_status esz_parse_header(const uint8_t *data, size_t size, esz_header *h) {
     h->required_features = esz_load32(data + 12);
     h->optional_features = esz_load32(data + 16);
     h->segment_count = esz_load32(data + 20);
-    h->index_bytes = load64(data + 24);
-    h->decoded_bytes = load64(data + 32);
-    h->file_bytes = load64(data + 40);
+    h->index_bytes = esz_load64(data + 24);
+    h->decoded_bytes = esz_load64(data + 32);
+    h->file_bytes = esz_load64(data + 40);
     h->image_hash = esz_load32(data + 48);
     h->index_hash = esz_load32(data + 56);
     if (h->required_features != 0) return ESZ_E_FEATURE;
@@ -119,8 +117,8 @@ esz_status esz_index_next(esz_cursor *c, esz_segment *s) {
     }
     if (left < ESZ_ENTRY_BYTES) return ESZ_E_INDEX;
     memset(s, 0, sizeof *s);
-    s->decoded_offset = load64(e);
-    s->coded_offset = load64(e + 8);
+    s->decoded_offset = esz_load64(e);
+    s->coded_offset = esz_load64(e + 8);
     s->decoded_bytes = esz_load32(e + 16);
     s->coded_bytes = esz_load32(e + 20);
     s->directory_bytes = esz_load32(e + 24);
@@ -284,27 +282,33 @@ esz_status esz_block_decode(esz_decoder *d, uint32_t block, const uint8_t *coded
     return esz_streams_decode(&code, mode, coded, coded_bytes, decoded, decoded_bytes);
 }
 
-esz_status esz_segment_decode(esz_decoder *d, const esz_segment *s, const uint8_t *payload, size_t payload_bytes,
-                              uint8_t *decoded, size_t decoded_bytes, esz_where *where) {
+/* `hash` (may be null) takes in every block while it is still in the cache. */
+static esz_status decode_segment(esz_decoder *d, const esz_segment *s, const uint8_t *payload, uint8_t *decoded,
+                                 esz_xxh32_state *hash, esz_where *where) {
     uint32_t block, offset, coded, size;
-    esz_where unused;
     esz_status status;
-    if (where == NULL) where = &unused;
     where->segment = s->number;
     where->block = NOWHERE;
     where->offset = s->coded_offset;
-    if (payload_bytes < s->coded_bytes || decoded_bytes < s->decoded_bytes) return ESZ_E_ARGUMENT;
-    if ((status = esz_segment_begin(d, s, payload, payload_bytes)) != ESZ_OK) return status;
+    if ((status = esz_segment_begin(d, s, payload, s->coded_bytes)) != ESZ_OK) return status;
     if (!all_zero(payload + s->directory_bytes, s->data_offset - s->directory_bytes)) return ESZ_E_PADDING;
     for (block = 0; block < s->block_count; block++) {
+        uint8_t *to = decoded + (size_t)block * s->block_bytes;
         if ((status = esz_block_at(d, block, &offset, &coded, &size)) != ESZ_OK) return status;
         where->block = block;
         where->offset = s->coded_offset + s->data_offset + offset;
-        status = esz_block_decode(d, block, payload + s->data_offset + offset, coded,
-                                  decoded + (size_t)block * s->block_bytes, size);
+        status = esz_block_decode(d, block, payload + s->data_offset + offset, coded, to, size);
         if (status != ESZ_OK) return status;
+        if (hash != NULL) esz_xxh32_add(hash, to, size);
     }
     return ESZ_OK;
+}
+
+esz_status esz_segment_decode(esz_decoder *d, const esz_segment *s, const uint8_t *payload, size_t payload_bytes,
+                              uint8_t *decoded, size_t decoded_bytes, esz_where *where) {
+    esz_where unused;
+    if (payload_bytes < s->coded_bytes || decoded_bytes < s->decoded_bytes) return ESZ_E_ARGUMENT;
+    return decode_segment(d, s, payload, decoded, NULL, where != NULL ? where : &unused);
 }
 
 esz_status esz_decode_image(esz_decoder *d, const uint8_t *data, size_t size, uint8_t *image, size_t image_bytes,
@@ -340,9 +344,8 @@ esz_status esz_decode_image(esz_decoder *d, const uint8_t *data, size_t size, ui
         where->block = NOWHERE;
         where->offset = end;
         if (!all_zero(data + end, start - end)) return ESZ_E_PADDING;
-        status = esz_segment_decode(d, &s, data + start, s.coded_bytes, to, s.decoded_bytes, where);
+        status = decode_segment(d, &s, data + start, to, options & ESZ_NO_IMAGE_HASH ? NULL : &hash, where);
         if (status != ESZ_OK) return status;
-        if (!(options & ESZ_NO_IMAGE_HASH)) esz_xxh32_add(&hash, to, s.decoded_bytes);
         end = start + s.coded_bytes;
     }
     where->segment = where->block = NOWHERE;

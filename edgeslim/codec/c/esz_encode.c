@@ -23,13 +23,6 @@ void esz_encoded_free(esz_encoded *encoded) {
     encoded->payload = NULL;
 }
 
-static void put32(uint8_t *p, uint32_t x) {
-    p[0] = (uint8_t)x;
-    p[1] = (uint8_t)(x >> 8);
-    p[2] = (uint8_t)(x >> 16);
-    p[3] = (uint8_t)(x >> 24);
-}
-
 static unsigned choose_streams(size_t items, const esz_kind *k, const esz_encode_options *o) {
     unsigned most = k->alphabet <= ESZ_PAIR ? 8 : 4;
     if (o->streams != 0) return o->streams < most ? o->streams : most;
@@ -126,8 +119,8 @@ static int encode_raw(const uint8_t *d, size_t n, const esz_encode_options *o, e
     if (out->payload == NULL) return 2;
     for (i = 0; i < blocks; i++) {
         size_t size = n - i * block < block ? n - i * block : block;
-        put32(out->payload + 8 * i, (uint32_t)(i * block + size));
-        put32(out->payload + 8 * i + 4, esz_xxh32_of(d + i * block, size));
+        esz_store32(out->payload + 8 * i, (uint32_t)(i * block + size));
+        esz_store32(out->payload + 8 * i + 4, esz_xxh32_of(d + i * block, size));
     }
     out->block_log2 = (uint8_t)o->block_log2;
     out->directory_bytes = (uint32_t)(8 * blocks);
@@ -179,8 +172,8 @@ static int encode_blocks(const uint8_t *d, size_t n, const esz_kind *k, const es
         size = n - i * block < block ? n - i * block : block;
         at += code_block(data + at, d + i * block, size, k, choose_streams(esz_items(size, k), k, o),
                          counts + 512 * i, shared, o->small != 0, &used);
-        put32(head + 8 * i, (uint32_t)at);
-        put32(head + 8 * i + 4, esz_xxh32_of(data + start, at - start));
+        esz_store32(head + 8 * i, (uint32_t)at);
+        esz_store32(head + 8 * i + 4, esz_xxh32_of(data + start, at - start));
     }
     head[8 * blocks] = (uint8_t)used;
     if (used) esz_set_write(head + 8 * blocks + 1, shared);

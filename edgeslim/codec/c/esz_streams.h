@@ -4,6 +4,7 @@
 #ifndef ESZ_STREAMS_H
 #define ESZ_STREAMS_H
 
+#include "esz_fast.h"
 #include "esz_table.h"
 
 /* What the alphabets need to know about the block. */
@@ -30,9 +31,8 @@ static void esz_put(uint8_t *dst, size_t at, unsigned value, const esz_code *c) 
         dst[at] = (uint8_t)value;
 }
 
-static int esz_plain_chunk(esz_reader *r, const esz_code *c, uint8_t *dst, size_t n, size_t step) {
-    size_t i;
-    for (i = 0; i < n; i += step) {
+static int esz_plain_chunk(esz_reader *r, const esz_code *c, uint8_t *dst, size_t i, size_t n, size_t step) {
+    for (; i < n; i += step) {
         int symbol = esz_next_byte(r, c);
         if (symbol < 0) return 0;
         dst[i] = (uint8_t)symbol;
@@ -75,7 +75,8 @@ static int esz_mask8_chunk(esz_reader *r, const esz_code *c, uint8_t *dst, size_
 static esz_status esz_streams_decode(const esz_code *c, unsigned streams, const uint8_t *src, size_t src_bytes,
                                      uint8_t *dst, size_t dst_bytes) {
     esz_reader r[8];
-    size_t at = 3u * (streams - 1), n = c->nibble ? 2 * dst_bytes : dst_bytes, chunk, s;
+    uint8_t *out[4];
+    size_t start[4], length[4], at = 3u * (streams - 1), n = c->nibble ? 2 * dst_bytes : dst_bytes, chunk, s;
     int sparse = c->alphabet == ESZ_GAP || c->alphabet == ESZ_MASK8;
     if (src_bytes < at) return ESZ_E_BLOCK;
     for (s = 0; s < streams; s++) {
@@ -95,21 +96,38 @@ static esz_status esz_streams_decode(const esz_code *c, unsigned streams, const 
     }
     if (sparse) memset(dst, (int)(c->nibble ? c->fill * 17u : c->fill), dst_bytes);
     if (streams == 8) {
+        size_t done = 0;
+#if ESZ_FAST
+        done = ESZ_CALL(plain8, c->first, r, dst, n);
+        if (done > n) return ESZ_E_STREAM;
+#endif
         for (s = 0; s < 8; s++)
-            if (!esz_plain_chunk(&r[s], c, dst + (s < n ? s : 0), n > s ? n - s : 0, 8)) return ESZ_E_STREAM;
+            if (!esz_plain_chunk(&r[s], c, dst, done + s, n, 8)) return ESZ_E_STREAM;
         return ESZ_OK;
     }
     chunk = ((n + streams - 1) / streams + 7) & ~(size_t)7;
     for (s = 0; s < streams; s++) {
-        size_t from = s * chunk < n ? s * chunk : n, to = n - from > chunk ? from + chunk : n;
+        size_t from = s * chunk < n ? s * chunk : n;
+        length[s] = n - from > chunk ? chunk : n - from;
+        out[s] = dst + (c->nibble ? from / 2 : from);
+        start[s] = 0;
+    }
+#if ESZ_FAST
+    if (streams == 4 && c->alphabet == ESZ_GAP &&
+        !ESZ_CALL(gap4, c->first, c->second, c->cap, c->fill, c->nibble, r, out, start, length))
+        return ESZ_E_STREAM;
+    if (streams == 4 && c->alphabet == ESZ_MASK8 &&
+        !ESZ_CALL(mask4, c->first, c->second, c->fill, c->nibble, r, out, start, length))
+        return ESZ_E_STREAM;
+#endif
+    for (s = 0; s < streams; s++) {
         int ok;
-        uint8_t *out = dst + (c->nibble ? from / 2 : from);
         if (c->alphabet == ESZ_GAP)
-            ok = esz_gap_chunk(&r[s], c, out, 0, to - from);
+            ok = esz_gap_chunk(&r[s], c, out[s], start[s], length[s]);
         else if (c->alphabet == ESZ_MASK8)
-            ok = esz_mask8_chunk(&r[s], c, out, 0, to - from);
+            ok = esz_mask8_chunk(&r[s], c, out[s], start[s], length[s]);
         else
-            ok = esz_plain_chunk(&r[s], c, out, to - from, 1);
+            ok = esz_plain_chunk(&r[s], c, out[s], start[s], length[s], 1);
         if (!ok) return ESZ_E_STREAM;
     }
     return ESZ_OK;

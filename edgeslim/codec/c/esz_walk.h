@@ -6,6 +6,7 @@
 #define ESZ_WALK_H
 
 #include "esz_huffman.h"
+#include "esz_xxh32.h"
 
 typedef struct {
     unsigned alphabet, nibble, cap, fill;
@@ -19,6 +20,17 @@ typedef struct {
     const esz_codebook *first, *second;
 } esz_writer;
 
+static inline void esz_store32(uint8_t *p, uint32_t x) {
+#if ESZ_LITTLE_ENDIAN
+    memcpy(p, &x, sizeof x);
+#else
+    p[0] = (uint8_t)x;
+    p[1] = (uint8_t)(x >> 8);
+    p[2] = (uint8_t)(x >> 16);
+    p[3] = (uint8_t)(x >> 24);
+#endif
+}
+
 static void esz_flush(esz_writer *w) {
     for (; w->held >= 8; w->held -= 8, w->bits >>= 8) *w->p++ = (uint8_t)w->bits;
 }
@@ -28,10 +40,7 @@ static inline void esz_emit(esz_writer *w, const esz_codebook *b, unsigned symbo
     w->held += b->bits[symbol];
     if (w->held >= 32) {
         uint32_t low = (uint32_t)w->bits;
-        w->p[0] = (uint8_t)low;
-        w->p[1] = (uint8_t)(low >> 8);
-        w->p[2] = (uint8_t)(low >> 16);
-        w->p[3] = (uint8_t)(low >> 24);
+        esz_store32(w->p, low);
         w->p += 4;
         w->bits >>= 32;
         w->held -= 32;
@@ -72,8 +81,7 @@ static inline size_t esz_next_other(const uint8_t *d, size_t i, size_t n, const 
     }
     while (i + per_word <= n) {
         const uint8_t *p = d + (k->nibble ? i / 2 : i);
-        uint64_t word = (uint64_t)p[0] | (uint64_t)p[1] << 8 | (uint64_t)p[2] << 16 | (uint64_t)p[3] << 24 |
-                        (uint64_t)p[4] << 32 | (uint64_t)p[5] << 40 | (uint64_t)p[6] << 48 | (uint64_t)p[7] << 56;
+        uint64_t word = esz_load64(p);
         word ^= fill;
         if (word != 0) return i + (esz_lowest_bit(word) >> shift);
         i += per_word;

@@ -21,8 +21,30 @@ typedef struct {
     uint32_t held_bytes;
 } esz_xxh32_state;
 
+#if defined(_WIN32) || (defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__)
+#define ESZ_LITTLE_ENDIAN 1
+#else
+#define ESZ_LITTLE_ENDIAN 0
+#endif
+
 static inline uint32_t esz_load32(const uint8_t *p) {
+#if ESZ_LITTLE_ENDIAN
+    uint32_t x;
+    memcpy(&x, p, sizeof x);
+    return x;
+#else
     return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+#endif
+}
+
+static inline uint64_t esz_load64(const uint8_t *p) {
+#if ESZ_LITTLE_ENDIAN
+    uint64_t x;
+    memcpy(&x, p, sizeof x);
+    return x;
+#else
+    return esz_load32(p) | (uint64_t)esz_load32(p + 4) << 32;
+#endif
 }
 
 static inline uint32_t esz_rotl32(uint32_t x, unsigned r) { return x << r | x >> (32 - r); }
