@@ -93,7 +93,7 @@ def test_sizes_against_zlib_and_entropy() -> None:
     assert len(whole(Segment("w", dense, "int8", (size,)))) * 8 <= 1.01 * bits
     packed = int4(10, size, 0)
     counts = np.bincount(packed & 15, minlength=16) + np.bincount(packed >> 4, minlength=16)
-    assert len(whole(Segment("w", packed, "uint4x2", (2 * size,)))) * 8 <= 1.007 * entropy_bits(counts)
+    assert len(whole(Segment("w", packed, "uint4x2", (2 * size,)))) * 8 <= 1.015 * entropy_bits(counts)
 
 
 def test_small_containers_have_little_overhead() -> None:
