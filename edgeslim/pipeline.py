@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -245,7 +245,8 @@ def _facts(source: Source, task: Task, model: ir.Model, path: Path, plan: Plan) 
 
 def _publish(ready: Path, out: Path) -> None:
     """Renames every finished file into ``out``, the package before the rest; other files there stay as they are."""
-    files = sorted((path for path in ready.rglob("*") if path.is_file()), key=lambda path: len(path.parts))
+    files = [path for path in ready.rglob("*") if path.is_file()]
+    files.sort(key=lambda path: (len(path.parts), path.name == REPORT_NAME, path))
     for path in files:
         place = out / path.relative_to(ready)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -254,8 +255,12 @@ def _publish(ready: Path, out: Path) -> None:
 
 @contextmanager
 def _scratch(out: Path) -> Iterator[Path]:
-    """A folder on the output's own file system, so that finishing is a rename; removed whatever happens."""
+    """A folder on the output's own file system, so that finishing is a rename; removed whatever happens.
+
+    Folders above the output that were made for it go again if they end up empty.
+    """
     parent = out.absolute().parent
+    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     try:
         parent.mkdir(parents=True, exist_ok=True)
         if out.exists() and not out.is_dir():
@@ -275,6 +280,9 @@ def _scratch(out: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):  # something lies in it
+                folder.rmdir()
 
 
 @dataclass(kw_only=True)
