@@ -262,27 +262,33 @@ def _scratch(out: Path) -> Iterator[Path]:
     parent = out.absolute().parent
     made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     try:
+        work = _make_scratch(out, parent)
+        try:
+            yield work
+        except OSError as error:
+            raise BadInputError(
+                str(error.filename or work), f"{error.strerror or error}", expected="room and rights"
+            ) from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    finally:
+        for folder in made:
+            with suppress(OSError):  # something lies in it
+                folder.rmdir()
+
+
+def _make_scratch(out: Path, parent: Path) -> Path:
+    try:
         parent.mkdir(parents=True, exist_ok=True)
         if out.exists() and not out.is_dir():
             raise BadInputError(str(out), "a file", expected="a folder for the build's output, new or old")
         if not os.access(out if out.exists() else parent, os.W_OK):
             raise PermissionError(13, "not writable")
-        work = Path(tempfile.mkdtemp(prefix=".edgeslim-", dir=parent))
+        return Path(tempfile.mkdtemp(prefix=".edgeslim-", dir=parent))
     except OSError as error:
         raise BadInputError(
             str(out), f"can't write here: {error.strerror or error}", expected="a folder that can be written"
         ) from error
-    try:
-        yield work
-    except OSError as error:
-        raise BadInputError(
-            str(error.filename or work), f"{error.strerror or error}", expected="room and rights"
-        ) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        for folder in made:
-            with suppress(OSError):  # something lies in it
-                folder.rmdir()
 
 
 @dataclass(kw_only=True)
