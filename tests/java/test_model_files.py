@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 import subprocess
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from edgeslim.codec import Segment, write_container
+from edgeslim.packaging.android import AndroidSettings, write_aar
+from edgeslim.packaging.bundle import Bundle, write_manifest
 
 SOURCE = Path(__file__).parent / "io" / "edgeslim" / "ModelFilesMain.java"
 CONTAINER = Path(__file__).parents[1] / "golden" / "sparse.esz"
@@ -41,3 +46,32 @@ def test_two_processes_unpack_once(build_java: ModuleType, java_classes: Path, t
     assert sorted(out.strip() for out, _ in ends) == ["false", "true"], ends
     (version,) = [path.name for path in (tmp_path / "edgeslim" / "test").iterdir() if path.name != ".lock"]
     assert re.fullmatch(r"[0-9a-f]{32}", version)
+
+
+def test_package_of_the_python_side_unpacks(
+    run_java: Callable[..., str], c_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a bundle to an AAR, out of it again, and through the loader: the same two files."""
+    monkeypatch.setenv("EDGESLIM_LIBESZ", str(c_library))
+    model, weights, packed, manifest = (tmp_path / name for name in ("m.onnx", "w.bin", "w.esz", "m.json"))
+    model.write_bytes(b"graph " * 1000)
+    weights.write_bytes(bytes(range(64)) * 5000)
+    write_container(packed, [Segment("all", weights.read_bytes(), "uint8", (320_000,))])
+    facts = {
+        "inputs": [{"name": "input_ids", "shape": [None, "ä"], "scale": 1e-05, "fixed": False}],
+        "text": "\u2028\n",
+    }
+    files = {"model.onnx": model, "weights.bin": weights, "weights.esz": packed, "tokenizer/tokenizer.json": model}
+    write_manifest(manifest, facts, files)
+    bundle = Bundle(
+        name="tiny.v2", model=model, packed=packed, manifest=manifest, extras=(("tokenizer/tokenizer.json", model),)
+    )
+    aar = write_aar(bundle, AndroidSettings(min_sdk=24), tmp_path / "tiny.aar")
+    with zipfile.ZipFile(aar) as archive:
+        archive.extractall(tmp_path / "aar")
+    assets = tmp_path / "aar" / "assets" / "edgeslim" / "tiny.v2"
+    folder = Path(run_java("ModelFilesMain", "unpack", "tiny.v2", assets, tmp_path / "app").strip())
+    assert folder.parent == tmp_path / "app" / "edgeslim" / "tiny.v2"
+    assert (folder / "model.onnx").read_bytes() == model.read_bytes()
+    assert (folder / "weights.bin").read_bytes() == weights.read_bytes()
+    assert len(list(folder.iterdir())) == 2

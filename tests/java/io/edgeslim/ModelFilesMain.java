@@ -24,7 +24,8 @@ import java.util.concurrent.Future;
  * Scenarios of {@link ModelFiles} on a plain JVM, for the Python tests: a line "ok NAME" or "failed NAME: why" each.
  *
  * <p>Arguments: a container, and an empty folder. With a third argument, a folder shared with another process: unpacks
- * there and prints whether this process did it.
+ * there and prints whether this process did it. Or: "unpack", a package's name, the folder with its assets, and where to
+ * unpack it; prints where the files are.
  */
 public final class ModelFilesMain {
     private static final long PLENTY = 1L << 40;
@@ -46,6 +47,11 @@ public final class ModelFilesMain {
     }
 
     public static void main(String[] args) throws Exception {
+        if (args[0].equals("unpack")) {
+            AssetSource folder = file -> new FileInputStream(new File(args[2], file));
+            System.out.println(ModelFiles.prepare(new File(args[3]), args[1], folder).folder());
+            return;
+        }
         byte[] container;
         try (InputStream in = new FileInputStream(args[0])) {
             container = Disk.readAll(in, 1 << 30);
