@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from edgeslim.errors import BadInputError
 if TYPE_CHECKING:
     from edgeslim.project import DataOptions
 
-__all__ = ["Samples", "fixed_length_feed", "load_samples"]
+__all__ = ["Samples", "fixed_length_feed", "hash_batches", "load_samples"]
 
 BUILTIN_EVALUATION = 200
 
@@ -34,6 +35,17 @@ class Samples:
     padded: tuple[Batch, ...] = ()
     judged: bool = True
     notes: tuple[str, ...] = ()
+
+    def restricted(self, names: Sequence[str]) -> Samples:
+        """The same samples with the inputs ``names`` alone."""
+        parts = {
+            field: tuple(
+                replace(batch, feed={name: batch.feed[name] for name in names if name in batch.feed})
+                for batch in getattr(self, field)
+            )
+            for field in ("calibration", "evaluation", "padded")
+        }
+        return replace(self, **parts)
 
 
 def load_samples(
@@ -93,6 +105,16 @@ def fixed_length_feed(batches: Sequence[Batch], length: int) -> Feed:
         tokens = np.concatenate([batch.feed[name][0] for batch in batches])
         made[name] = np.resize(tokens, length)[None].astype(first[name].dtype)
     return made
+
+
+def hash_batches(batches: Sequence[Batch]) -> str:
+    """A SHA-256 over the inputs of all batches, names, types and shapes included."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        for name, value in sorted(batch.feed.items()):
+            digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
 
 
 def _examples(
