@@ -7,6 +7,7 @@ A *source* gives a model; *stages* change it; *export* turns it into ONNX; the *
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -237,8 +238,8 @@ class Report:
         return {"schema": plain.pop("schema"), **plain}
 
     def to_json(self) -> str:
-        """The text of ``report.json``."""
-        return json.dumps(self.to_dict(), indent=2) + "\n"
+        """The text of ``report.json``; figures that are NaN or infinite, which JSON doesn't know, become null."""
+        return json.dumps(_finite(self.to_dict()), indent=2, allow_nan=False) + "\n"
 
     def failed(self) -> tuple[Finding, ...]:
         """The findings whose verdict is ``fail``."""
@@ -247,3 +248,11 @@ class Report:
     def unjudged(self) -> tuple[Finding, ...]:
         """The findings that have a limit but could not be measured."""
         return tuple(finding for finding in self.findings if finding.verdict == "unjudged")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

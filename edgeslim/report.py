@@ -32,7 +32,7 @@ def print_report(report: Report, console: Console, *, written: bool) -> None:
         size = format_value(float(step.bytes), "bytes") if step.bytes is not None else ""
         reasons = Counter(step.skipped.values()).most_common()
         skipped = "\n".join(f"{count} × {reason}" for reason, count in reasons)
-        steps.add_row(step.name, str(step.changed), size, f"{step.seconds:.1f} s", skipped)
+        steps.add_row(step.name, str(step.changed), size, f"{step.seconds:.1f} s", escape(skipped))
     console.print(steps)
     for (check, where), group in groupby(report.findings, key=lambda finding: (finding.check, finding.where)):
         console.print(f"\n[bold]{check}[/]  {escape(where)}", highlight=False)
@@ -43,7 +43,7 @@ def print_report(report: Report, console: Console, *, written: bool) -> None:
             value = "–" if finding.value is None else format_value(finding.value, finding.unit)
             limit = "" if finding.limit is None else f"≤ {format_value(finding.limit, finding.unit)}"
             verdict = f"[{_STYLES[finding.verdict]}]{finding.verdict}[/]"
-            findings.add_row(f"  {finding.metric}", value, limit, verdict)
+            findings.add_row(f"  {escape(finding.metric)}", value, limit, verdict)
         console.print(findings)
     console.print()
     for finding in report.findings:
@@ -61,7 +61,7 @@ def format_value(value: float, unit: str) -> str:
             if abs(value) >= size:
                 return f"{value / size:.2f} {name}"
         return f"{value:.0f} B"
-    number = f"{value:.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:.4g}"
+    number = f"{value:.0f}" if value % 1 == 0 and abs(value) < 1e15 else f"{value:.4g}"
     return f"{number} {unit}".rstrip()
 
 

@@ -27,7 +27,7 @@ class Samples:
     """``calibration`` and ``evaluation`` share no sample, unless ``judged`` is false.
 
     Then there was too little data to measure quality with, and a budget for it stays unjudged; ``notes`` say so to the
-    reader of a report. ``padded`` is one batch of two texts of different length, where the tokenizer can pad.
+    reader of a report. ``padded`` is one batch of the shortest and the longest text, where the tokenizer can pad.
     """
 
     calibration: tuple[Batch, ...]
@@ -88,7 +88,8 @@ def load_samples(
         )
 
     unlabelled = [data.Example(text=example.text) for example in calibration]
-    padded = encode(unlabelled[:2], 2) if loaded.pad_token is not None else ()
+    by_length = sorted(unlabelled, key=lambda example: len(example.text))
+    padded = encode([by_length[0], by_length[-1]], 2) if loaded.pad_token is not None else ()
     return Samples(calibration=encode(unlabelled, 1), evaluation=encode(evaluation, 1), padded=padded, notes=notes)
 
 
@@ -126,15 +127,10 @@ def _examples(
     if options.calibration is not None and options.evaluation is not None:
         calibration = load(base / options.calibration)
         evaluation = load(base / options.evaluation)
-        evaluated = {example.text for example in evaluation}
-        shared = [example.text for example in calibration if example.text in evaluated]
+        evaluated = {_words(example) for example in evaluation}
+        shared = [example.text for example in calibration if _words(example) in evaluated]
         if shared:
-            raise BadInputError(
-                f"{options.calibration}, {options.evaluation}",
-                f"{len(shared)} texts stand in both, the first is {shared[0][:60]!r}",
-                expected="calibration and evaluation data that share nothing",
-                hint="`file` instead of two files is split without overlap",
-            )
+            raise _overlap(options, f"{len(shared)} texts stand in both, the first is {shared[0][:60]!r}")
         return calibration, evaluation, ()
     count = options.calibration_samples
     if files:
@@ -155,6 +151,28 @@ def _from_arrays(options: DataOptions, base: Path, input_names: Sequence[str], s
         calibration, evaluation = (
             data.load_arrays(base / str(name)) for name in (options.calibration, options.evaluation)
         )
+        shared = _rows(calibration) & _rows(evaluation)
+        if shared:
+            raise _overlap(options, f"{len(shared)} samples stand in both")
     return Samples(
         calibration=data.batch_arrays(calibration, input_names), evaluation=data.batch_arrays(evaluation, input_names)
+    )
+
+
+def _words(example: data.Example) -> str:
+    """A text as a split compares it: case and white space don't make another sample of it."""
+    return " ".join(example.text.split()).casefold()
+
+
+def _rows(arrays: data.Arrays) -> set[bytes]:
+    inputs = [arrays.inputs[name] for name in sorted(arrays.inputs)]
+    return {b"".join(array[row].tobytes() for array in inputs) for row in range(arrays.rows)}
+
+
+def _overlap(options: DataOptions, got: str) -> BadInputError:
+    return BadInputError(
+        f"{options.calibration}, {options.evaluation}",
+        got,
+        expected="calibration and evaluation data that share nothing",
+        hint="`file` instead of two files is split without overlap",
     )

@@ -13,12 +13,13 @@ Resolving a source reads a few small files. Heavy libraries are loaded by the fu
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -97,14 +98,15 @@ def load_huggingface(source: Source, *, classifier: bool) -> nn.Module:
     loader = transformers.AutoModelForSequenceClassification if classifier else transformers.AutoModel
     try:
         # Eager attention exports to plain operators; the other forms bring masks that older runtimes don't know.
-        module, loaded = loader.from_pretrained(
-            str(source.path),
-            use_safetensors=True,
-            trust_remote_code=False,
-            attn_implementation="eager",
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
+        with _quiet_transformers():
+            module, loaded = loader.from_pretrained(
+                str(source.path),
+                use_safetensors=True,
+                trust_remote_code=False,
+                attn_implementation="eager",
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise BadInputError(
             source.spec,
@@ -282,6 +284,22 @@ def _licence(folder: Path) -> str | None:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "model"
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without its warnings: those on weights that matter are errors here, and the others say nothing to a user."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _first_line(error: BaseException) -> str:

@@ -185,6 +185,15 @@ def test_load_huggingface(tiny_bert: Path, tiny_classifier: Path) -> None:
     assert type(classifier).__name__ == "BertForSequenceClassification"
 
 
+def test_loading_says_nothing_of_a_pooler_that_nobody_reads(tiny_bert: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    import transformers
+
+    level = transformers.utils.logging.get_verbosity()
+    load_huggingface(resolve_source(str(tiny_bert)), classifier=False)
+    assert capfd.readouterr() == ("", "")
+    assert transformers.utils.logging.get_verbosity() == level
+
+
 @pytest.mark.parametrize(
     "spoil",
     [

@@ -7,7 +7,7 @@ runtime itself tells. ``KernelTable.judge`` repeats the runtime's own choice for
    ``first`` equals it, or if ``last`` is set and it lies between the two: an open row never serves a newer schema.
 2. Every type parameter that a kernel row restricts has to be bound to one of the row's types. A key that is no type
    parameter is the name of an input or output.
-3. A node with float16 values that has no kernel of its own runs on the float32 kernel, between inserted casts.
+3. A node with float16 inputs that has no kernel of its own runs on the float32 kernel, between inserted casts.
 4. An operator without a fitting kernel may have a function body that the runtime puts in its place. Such rows,
    ``composed``, hold the opsets and bindings with which the runtime opened a one-node model, attributes at defaults.
 
@@ -28,7 +28,19 @@ from typing import Any, Literal
 from edgeslim.errors import BadInputError
 from edgeslim.target import profile_folder
 
-__all__ = ["ABSENT", "KernelTable", "Kind", "Operator", "Parameter", "Row", "Signature", "Verdict", "load_table"]
+__all__ = [
+    "ABSENT",
+    "KernelTable",
+    "Kind",
+    "Operator",
+    "Parameter",
+    "Row",
+    "Signature",
+    "Verdict",
+    "bind",
+    "load_table",
+    "parse_table",
+]
 
 FORMAT = 1
 MAX_TABLE_BYTES = 8 << 20
@@ -41,6 +53,8 @@ ABSENT = ""
 Kind = Literal["single", "optional", "variadic", "mixed"]
 """``mixed``: variadic, and each value may have another type."""
 
+REQUIRED_ONLY = "required inputs only"
+_MACHINES = {"x86_64": ("x86_64", "x86-64", "amd64"), "aarch64": ("aarch64", "arm64", "arm64-v8a")}
 _MARKS: dict[str, Kind] = {"?": "optional", "*": "variadic", "~": "mixed"}
 
 Types = Sequence[str | None]
@@ -150,7 +164,7 @@ class KernelTable:
         if True in answers:
             return Verdict(supported=True, reason="kernel")
         widened = {key: tuple(_widen(item) for item in types) for key, types in bound.items()}
-        if widened != bound and default_opset >= CAST_OPSET:
+        if "tensor(float16)" in inputs and default_opset >= CAST_OPSET:
             cast = [_fits(row, signature, widened) for row in kernels]
             if True in cast:
                 return Verdict(supported=True, reason="float32 kernel between inserted casts")
@@ -245,8 +259,8 @@ def _short(types: frozenset[str]) -> str:
     return "{" + ", ".join(names[:6]) + (", ..." if len(names) > 6 else "") + "}"
 
 
-def load_table(version: str, folder: Path | None = None) -> KernelTable | None:
-    """The table of ONNX Runtime ``version``, or None if there is none.
+def load_table(version: str, isa: str, folder: Path | None = None) -> KernelTable | None:
+    """The table of ONNX Runtime ``version`` on machines of ``isa``, or None if there is none.
 
     Raises:
         BadInputError: the file is not a table.
@@ -258,7 +272,7 @@ def load_table(version: str, folder: Path | None = None) -> KernelTable | None:
     if size > MAX_TABLE_BYTES:
         raise BadInputError(str(path), f"{size:,} bytes", expected=f"a table of at most {MAX_TABLE_BYTES:,} bytes")
     try:
-        return parse_table(json.loads(path.read_text(encoding="utf-8")))
+        return parse_table(json.loads(path.read_text(encoding="utf-8")), isa=isa)
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise BadInputError(
             str(path),
@@ -268,8 +282,12 @@ def load_table(version: str, folder: Path | None = None) -> KernelTable | None:
         ) from error
 
 
-def parse_table(data: Mapping[str, Any]) -> KernelTable:
-    """A table from the parsed JSON of its file."""
+def parse_table(data: Mapping[str, Any], *, isa: str) -> KernelTable:
+    """A table from the parsed JSON of its file, for the machine that ``isa`` names.
+
+    A row that is marked for one machine counts for that one only; on a machine that wasn't listed none of them does.
+    """
+    others = set(_MACHINES) - {name for name, isas in _MACHINES.items() if isa in isas}
     if data["format"] != FORMAT:
         raise ValueError(f"format {data['format']!r}")
     sets = [frozenset(_full(item) for item in text.split()) for text in data["type_sets"]]
@@ -279,8 +297,9 @@ def parse_table(data: Mapping[str, Any]) -> KernelTable:
 
     def rows(items: Sequence[Any]) -> tuple[Row, ...]:
         return tuple(
-            Row(first=first, last=last, types=types(table), optional=not remark)
-            for first, last, table, *remark in items
+            Row(first=first, last=last, types=types(table), optional=REQUIRED_ONLY not in remarks)
+            for first, last, table, *remarks in items
+            if not others.intersection(remarks)
         )
 
     operators: dict[tuple[str, str], Operator] = {}

@@ -33,7 +33,7 @@ def check_operators(model_path: Path, target: TargetProfile) -> Iterator[Finding
     """
     model = read_graph(model_path)
     version = target.runtime.version
-    table = load_table(version)
+    table = load_table(version, target.machine.isa)
     where = f"{model_path.name} on ONNX Runtime {version}, CPUExecutionProvider"
     opset = max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=0)
     newest = target.runtime.opset_max if table is None else min(target.runtime.opset_max, table.opsets[""])

@@ -191,10 +191,20 @@ class _Walker:
             inferred = shape_inference.infer_node_outputs(
                 schema, node, known, opset_imports=imports, ir_version=self._ir_version
             )
-        except (onnx.defs.SchemaError, shape_inference.InferenceError, KeyError, ValueError, RuntimeError):
+        except _NOT_INFERRED:
             return {}
         return {name: type_text(proto) for name, proto in inferred.items()}
 
+
+_NOT_INFERRED = (
+    onnx.checker.ValidationError,
+    onnx.defs.SchemaError,
+    shape_inference.InferenceError,
+    KeyError,
+    RuntimeError,
+    ValueError,
+)
+"""What onnx raises for a node that it doesn't know, finds wrong, or needs more than types for."""
 
 _GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 

@@ -1,4 +1,5 @@
-/* Encoder, private: the cheapest alphabet for a segment, by the size that optimal codes would give it.
+/* Encoder, private: the cheapest alphabet for a segment, by the size that optimal codes would give it. Of a large
+ * segment, evenly spread stretches stand for the whole.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef ESZ_CHOOSE_H
@@ -10,6 +11,13 @@
 /* Below this share of fill values GAP and MASK8 cannot win and are not tried. */
 #define ESZ_SPARSE_SHARE 0.25
 
+/* Nibbles are not tried as elements if their entropy is this far above the bytes'. Masks find what entropy does not
+ * see, such as 2:4 sparsity, but no more than that. */
+#define ESZ_NIBBLE_MARGIN 1.25
+
+#define ESZ_STRETCH 16384u
+#define ESZ_STRETCHES 32u
+
 /* What a table set is made of. */
 static void esz_set_shape(const esz_kind *k, int small, unsigned symbols[2], unsigned limit[2]) {
     unsigned sparse = k->alphabet == ESZ_GAP || k->alphabet == ESZ_MASK8;
@@ -19,7 +27,7 @@ static void esz_set_shape(const esz_kind *k, int small, unsigned symbols[2], uns
     limit[1] = small ? 8 : ESZ_MAX_CODE_BITS;
 }
 
-/* The codes for counts (2 × 256). A value table that would be empty gets one symbol that no stream uses. */
+/* The codes for counts (2 x 256). A value table that would be empty gets one symbol that no stream uses. */
 static void esz_set_codes(esz_codebook b[2], const uint32_t *counts, const esz_kind *k, int small) {
     unsigned symbols[2], limit[2];
     esz_set_shape(k, small, symbols, limit);
@@ -42,10 +50,25 @@ static size_t esz_set_write(uint8_t *p, const esz_codebook b[2]) {
     return b[1].symbols ? one + esz_table_write(p ? p + one : NULL, &b[1]) : one;
 }
 
-static uint64_t esz_cost(const uint32_t *counts, const esz_kind *k, int small) {
-    esz_codebook b[2];
-    esz_set_codes(b, counts, k, small);
-    return esz_set_bits(b, counts) + 8 * esz_set_write(NULL, b);
+/* log2(x) for x >= 1, to about 0.001. */
+static double esz_log2(double x) {
+    double whole = 0, y;
+    for (; x >= 65536; x /= 65536) whole += 16;
+    for (; x >= 16; x /= 16) whole += 4;
+    for (; x >= 2; x /= 2) whole += 1;
+    y = (x - 1) / (x + 1); /* log2(x) = 2 / ln 2 (y + y^3 / 3 + y^5 / 5 + ...) */
+    return whole + 2.8853901 * y * (1 + y * y * (0.3333333 + y * y * (0.2 + y * y * 0.1428571)));
+}
+
+/* Order-0 entropy of the counts, in bits. */
+static double esz_entropy(const uint32_t *counts, unsigned symbols) {
+    double bits = 0, total = 0;
+    unsigned i;
+    for (i = 0; i < symbols; i++) {
+        total += counts[i];
+        if (counts[i] > 1) bits -= counts[i] * esz_log2(counts[i]);
+    }
+    return total > 1 ? bits + total * esz_log2(total) : 0;
 }
 
 /* Turns gap counts for cap 255 into counts for a smaller cap (long runs to within one symbol a run). */
@@ -58,63 +81,97 @@ static void esz_recap(uint32_t *to, const uint32_t *counts, unsigned cap) {
     }
 }
 
+/* Counts over all of the segment, or over stretches of it. Returns the number of bytes counted. */
+static size_t esz_sample(const uint8_t *d, size_t n, const esz_kind *k, uint32_t *counts) {
+    const size_t per_byte = k->nibble ? 2 : 1;
+    unsigned s;
+    memset(counts, 0, 512 * sizeof *counts);
+    if (n <= ESZ_STRETCH * ESZ_STRETCHES) {
+        esz_count(d, 0, n * per_byte, k, counts);
+        return n;
+    }
+    for (s = 0; s < ESZ_STRETCHES; s++) {
+        size_t at = (size_t)((uint64_t)(n - ESZ_STRETCH) * s / (ESZ_STRETCHES - 1)) & ~(size_t)63;
+        esz_count(d + at, 0, ESZ_STRETCH * per_byte, k, counts);
+    }
+    return ESZ_STRETCH * ESZ_STRETCHES;
+}
+
+typedef struct {
+    esz_kind kind;
+    double bits;
+} esz_choice;
+
+/* Takes `k` if it is cheaper; `scale` makes the counted bits those of the whole segment. */
+static void esz_weigh(esz_choice *best, const esz_kind *k, const uint32_t *counts, double scale, int small) {
+    esz_codebook b[2];
+    double bits;
+    esz_set_codes(b, counts, k, small);
+    bits = (double)esz_set_bits(b, counts) * scale + 8.0 * (double)esz_set_write(NULL, b);
+    if (bits >= best->bits) return;
+    best->bits = bits;
+    best->kind = *k;
+}
+
+/* GAP and MASK8 over elements of one size; `seen` counts the elements. */
+static void esz_weigh_sparse(esz_choice *best, const uint8_t *d, size_t n, unsigned nibble, const uint32_t *seen,
+                             const esz_encode_options *o, double scale) {
+    static const unsigned caps[4] = {31, 63, 127, 255};
+    uint32_t counts[512], recapped[512];
+    double total = 0, least = 0;
+    unsigned i, cap = 31;
+    esz_kind k = {ESZ_GAP, 0, 255, 0};
+    k.nibble = nibble;
+    for (i = 0; i < (nibble ? 16u : 256u); i++) {
+        total += seen[i];
+        if (seen[i] > seen[k.fill]) k.fill = i;
+    }
+    if (seen[k.fill] < ESZ_SPARSE_SHARE * total) return;
+    if (o->alphabets >> ESZ_GAP & 1) {
+        esz_sample(d, n, &k, counts);
+        memcpy(recapped + 256, counts + 256, 256 * sizeof *counts);
+        for (i = 0; i < (o->small ? 1u : 4u); i++) {
+            esz_codebook b;
+            double bits;
+            esz_recap(recapped, counts, caps[i]);
+            esz_code_lengths(&b, recapped, caps[i] + 1, o->small ? 8 : ESZ_MAX_CODE_BITS);
+            bits = (double)esz_total_bits(&b, recapped) * scale + 8.0 * (double)esz_table_write(NULL, &b);
+            if (i > 0 && bits >= least) continue;
+            least = bits;
+            cap = caps[i];
+        }
+        k.cap = cap;
+        esz_recap(recapped, counts, cap);
+        esz_weigh(best, &k, recapped, scale, o->small != 0);
+    }
+    if (o->alphabets >> ESZ_MASK8 & 1) {
+        k.alphabet = ESZ_MASK8;
+        k.cap = 0;
+        esz_sample(d, n, &k, counts);
+        esz_weigh(best, &k, counts, scale, o->small != 0);
+    }
+}
+
 /* Sets *best to the cheapest allowed kind. Every allowed alphabet is weighed against storing the bytes. */
 static void esz_choose(esz_kind *best, const uint8_t *d, size_t n, const esz_encode_options *o) {
-    static const unsigned caps[4] = {255, 127, 63, 31};
-    uint32_t bytes[512] = {0}, nibbles[512] = {0}, counts[512], recapped[512];
-    uint64_t best_cost = 8 * (uint64_t)n, cost;
-    unsigned i, nibble, small = o->small != 0;
-    esz_kind k;
-    best->alphabet = ESZ_RAW;
-    best->nibble = best->cap = best->fill = k.cap = k.fill = k.nibble = 0;
-    k.alphabet = ESZ_PLAIN;
-    esz_walk(d, 0, n, 1, &k, bytes, NULL);
+    uint32_t bytes[512], nibbles[512] = {0};
+    esz_choice choice = {{ESZ_RAW, 0, 0, 0}, 0};
+    esz_kind k = {ESZ_PLAIN, 0, 0, 0};
+    double scale;
+    unsigned i;
+    choice.bits = 8.0 * (double)n;
+    scale = (double)n / (double)esz_sample(d, n, &k, bytes);
     for (i = 0; i < 256; i++) {
         nibbles[i & 15] += bytes[i];
         nibbles[i >> 4] += bytes[i];
     }
-    for (k.alphabet = ESZ_PLAIN; k.alphabet <= ESZ_PAIR; k.alphabet++) {
-        if (!(o->alphabets >> k.alphabet & 1)) continue;
-        cost = esz_cost(k.alphabet == ESZ_PLAIN ? bytes : nibbles, &k, (int)small);
-        if (cost < best_cost) {
-            best_cost = cost;
-            *best = k;
-        }
-    }
-    for (nibble = 0; nibble < 2; nibble++) {
-        const uint32_t *seen = nibble ? nibbles : bytes;
-        k.nibble = nibble;
-        for (k.fill = 0, i = 1; i < (nibble ? 16u : 256u); i++)
-            if (seen[i] > seen[k.fill]) k.fill = i;
-        if ((double)seen[k.fill] < ESZ_SPARSE_SHARE * (double)esz_items(n, &k)) continue;
-        if (o->alphabets >> ESZ_GAP & 1) {
-            k.alphabet = ESZ_GAP;
-            k.cap = 255;
-            memset(counts, 0, sizeof counts);
-            esz_walk(d, 0, esz_items(n, &k), 1, &k, counts, NULL);
-            memcpy(recapped + 256, counts + 256, 256 * sizeof *counts);
-            for (i = small ? 3 : 0; i < 4; i++) {
-                k.cap = caps[i];
-                esz_recap(recapped, counts, k.cap);
-                cost = esz_cost(recapped, &k, (int)small);
-                if (cost < best_cost) {
-                    best_cost = cost;
-                    *best = k;
-                }
-            }
-        }
-        if (o->alphabets >> ESZ_MASK8 & 1) {
-            k.alphabet = ESZ_MASK8;
-            k.cap = 0;
-            memset(counts, 0, sizeof counts);
-            esz_walk(d, 0, esz_items(n, &k), 1, &k, counts, NULL);
-            cost = esz_cost(counts, &k, (int)small);
-            if (cost < best_cost) {
-                best_cost = cost;
-                *best = k;
-            }
-        }
-    }
+    if (o->alphabets >> ESZ_PLAIN & 1) esz_weigh(&choice, &k, bytes, scale, o->small != 0);
+    k.alphabet = ESZ_PAIR;
+    if (o->alphabets >> ESZ_PAIR & 1) esz_weigh(&choice, &k, nibbles, scale, o->small != 0);
+    esz_weigh_sparse(&choice, d, n, 0, bytes, o, scale);
+    if (esz_entropy(nibbles, 16) * scale <= ESZ_NIBBLE_MARGIN * choice.bits || choice.kind.alphabet == ESZ_RAW)
+        esz_weigh_sparse(&choice, d, n, 1, nibbles, o, scale);
+    *best = choice.kind;
 }
 
 #endif

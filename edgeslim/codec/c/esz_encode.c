@@ -40,12 +40,12 @@ static void count_block(uint32_t *counts, const uint8_t *d, size_t n, const esz_
     size_t items = esz_items(n, k), from, to, step;
     unsigned s;
     if (k->alphabet <= ESZ_PAIR) {
-        esz_walk(d, 0, items, 1, k, counts, NULL);
+        esz_count(d, 0, items, k, counts);
         return;
     }
     for (s = 0; s < streams; s++) {
         stream_part(items, streams, s, &from, &to, &step);
-        esz_walk(d, from, to, step, k, counts, NULL);
+        esz_count(d, from, to, k, counts);
     }
 }
 
@@ -93,7 +93,7 @@ static size_t code_block(uint8_t *p, const uint8_t *d, size_t n, const esz_kind 
         uint8_t *start = w.p;
         size_t size;
         stream_part(items, streams, s, &from, &to, &step);
-        esz_walk(d, from, to, step, k, NULL, &w);
+        esz_put(d, from, to, step, k, &w);
         esz_finish(&w);
         size = (size_t)(w.p - start);
         if (s + 1 == streams) break;

@@ -217,20 +217,34 @@ ESZ_INLINE int esz_gap4_core(const esz_table *g, const esz_table *v, unsigned ca
     return 1;
 }
 
-/* MASK8: whole groups of 8 elements of one lane. */
+ESZ_INLINE void esz_store(uint8_t *p, uint64_t x, const unsigned bytes) {
+#if ESZ_LITTLE_ENDIAN
+    memcpy(p, &x, bytes);
+#else
+    unsigned k;
+    for (k = 0; k < bytes; k++) p[k] = (uint8_t)(x >> (8 * k));
+#endif
+}
+
+/* MASK8: one whole group of 8 elements, put together in a register. */
 ESZ_INLINE size_t esz_mask8_step(esz_lane *l, const uint16_t *masks, unsigned mask_mask, const uint16_t *values,
                                  unsigned value_mask, unsigned fill, const unsigned nibble, uint8_t *dst, size_t at) {
-    unsigned mask = esz_lane_next(l, masks, mask_mask), n = 0;
-    uint8_t *out = nibble ? dst + at / 2 : dst + at;
-    for (; mask != 0; mask &= mask - 1) {
-        unsigned k = (unsigned)__builtin_ctz(mask), value = esz_lane_next(l, values, value_mask);
-        if (nibble)
-            out[k >> 1] ^= (uint8_t)((value ^ fill) << (4 * (k & 1)));
-        else
-            out[k] = (uint8_t)value;
-        if (++n == 4) esz_lane_refill(l); /* mask and 4 values: at most 55 bits */
+    const unsigned bits = nibble ? 4 : 8;
+    uint64_t group = nibble ? fill * (uint64_t)0x11111111u : fill * (uint64_t)0x0101010101010101u;
+    unsigned mask = esz_lane_next(l, masks, mask_mask), n;
+    for (n = 0; n < 4 && mask != 0; n++, mask &= mask - 1) { /* mask and 4 values: at most 55 bits */
+        unsigned value = esz_lane_next(l, values, value_mask);
+        group ^= (uint64_t)(value ^ fill) << (bits * (unsigned)__builtin_ctz(mask));
+    }
+    if (mask != 0) {
+        esz_lane_refill(l);
+        for (; mask != 0; mask &= mask - 1) {
+            unsigned value = esz_lane_next(l, values, value_mask);
+            group ^= (uint64_t)(value ^ fill) << (bits * (unsigned)__builtin_ctz(mask));
+        }
     }
     esz_lane_refill(l);
+    esz_store(nibble ? dst + at / 2 : dst + at, group, bits);
     return at + 8;
 }
 

@@ -31,11 +31,14 @@ static void esz_code_lengths(esz_codebook *b, const uint32_t *counts, unsigned s
     b->used = n;
     if (n == 1) b->length[sorted[0] & 255u] = 1;
     if (n < 2) return;
-    for (i = 1; i < n; i++) { /* insertion sort by binary order of (count, symbol); n <= 256 */
-        uint64_t v = sorted[i];
-        unsigned k = i;
-        for (; k > 0 && sorted[k - 1] > v; k--) sorted[k] = sorted[k - 1];
-        sorted[k] = v;
+    for (level = 0; level < 5; level++) { /* Shell's sort */
+        static const unsigned gaps[5] = {57, 23, 10, 4, 1};
+        for (i = gaps[level]; i < n; i++) {
+            uint64_t v = sorted[i];
+            unsigned k = i, g = gaps[level];
+            for (; k >= g && sorted[k - g] > v; k -= g) sorted[k] = sorted[k - g];
+            sorted[k] = v;
+        }
     }
     for (level = 0; level < limit; level++) {
         const uint64_t *before = list[(level + 1) & 1];

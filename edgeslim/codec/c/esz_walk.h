@@ -12,14 +12,6 @@ typedef struct {
     unsigned alphabet, nibble, cap, fill;
 } esz_kind;
 
-/* Bits from bit 0 of the first byte up; the buffer has 8 bytes of slack. */
-typedef struct {
-    uint8_t *p;
-    uint64_t bits;
-    unsigned held;
-    const esz_codebook *first, *second;
-} esz_writer;
-
 static inline void esz_store32(uint8_t *p, uint32_t x) {
 #if ESZ_LITTLE_ENDIAN
     memcpy(p, &x, sizeof x);
@@ -31,25 +23,31 @@ static inline void esz_store32(uint8_t *p, uint32_t x) {
 #endif
 }
 
-static void esz_flush(esz_writer *w) {
-    for (; w->held >= 8; w->held -= 8, w->bits >>= 8) *w->p++ = (uint8_t)w->bits;
+/* Bits from bit 0 of the first byte up; the buffer has 8 bytes of slack. */
+typedef struct {
+    uint8_t *p;
+    uint64_t bits;
+    unsigned held;
+    const esz_codebook *first, *second;
+} esz_writer;
+
+/* Writes all whole bytes, so that at least 57 bits are free: room for 5 codes. */
+static inline void esz_push(esz_writer *w) {
+    esz_store32(w->p, (uint32_t)w->bits);
+    esz_store32(w->p + 4, (uint32_t)(w->bits >> 32));
+    w->p += w->held >> 3;
+    w->bits >>= w->held & 56;
+    w->held &= 7;
 }
 
 static inline void esz_emit(esz_writer *w, const esz_codebook *b, unsigned symbol) {
     w->bits |= (uint64_t)b->code[symbol] << w->held;
     w->held += b->bits[symbol];
-    if (w->held >= 32) {
-        uint32_t low = (uint32_t)w->bits;
-        esz_store32(w->p, low);
-        w->p += 4;
-        w->bits >>= 32;
-        w->held -= 32;
-    }
 }
 
 /* The sentinel bit and zero bits to the end of its byte. */
 static void esz_finish(esz_writer *w) {
-    esz_flush(w);
+    esz_push(w);
     *w->p++ = (uint8_t)(w->bits | 1u << w->held);
     w->bits = 0;
     w->held = 0;
@@ -59,35 +57,36 @@ static inline unsigned esz_element(const uint8_t *d, size_t i, unsigned nibble) 
     return nibble ? (unsigned)d[i >> 1] >> (4 * (i & 1)) & 15u : d[i];
 }
 
-static unsigned esz_lowest_bit(uint64_t x) {
+static inline unsigned esz_lowest_bit(unsigned x) {
 #if defined(__GNUC__)
-    return (unsigned)__builtin_ctzll(x);
+    return (unsigned)__builtin_ctz(x);
 #else
     unsigned n = 0;
-    for (; (x & 255) == 0; x >>= 8) n += 8;
-    for (; (x & 1) == 0; x >>= 1) n++;
+    while (!(x >> n & 1)) n++;
     return n;
 #endif
 }
 
-/* The first element from `i` on that is not the fill value, or n. */
-static inline size_t esz_next_other(const uint8_t *d, size_t i, size_t n, const esz_kind *k) {
-    const unsigned shift = k->nibble ? 2 : 3; /* an element is 1 << shift bits */
-    const uint64_t fill = (k->nibble ? k->fill * 17u : k->fill) * 0x0101010101010101u;
-    const size_t per_word = k->nibble ? 16 : 8;
-    while (i < n && (k->nibble ? i & 1 : 0)) {
-        if (esz_element(d, i, k->nibble) != k->fill) return i;
-        i++;
+/* Which of the m <= 8 elements from `i` on (chunks start at a multiple of 8) are not the fill value. */
+static inline unsigned esz_group_mask(const uint8_t *d, size_t i, size_t m, unsigned fill, unsigned nibble) {
+    unsigned mask = 0;
+    size_t j;
+    if (m == 8 && nibble) {
+        uint32_t x = esz_load32(d + i / 2) ^ fill * 0x11111111u;
+        x |= x >> 2;
+        x = (x | x >> 1) & 0x11111111u;
+        x = (x | x >> 3) & 0x03030303u;
+        x = (x | x >> 6) & 0x000F000Fu;
+        return (x | x >> 12) & 0xFFu;
     }
-    while (i + per_word <= n) {
-        const uint8_t *p = d + (k->nibble ? i / 2 : i);
-        uint64_t word = esz_load64(p);
-        word ^= fill;
-        if (word != 0) return i + (esz_lowest_bit(word) >> shift);
-        i += per_word;
+    if (m == 8) {
+        const uint64_t low = 0x7F7F7F7F7F7F7F7Fu;
+        uint64_t x = esz_load64(d + i) ^ fill * 0x0101010101010101u;
+        x = (((x & low) + low) | x) & ~low; /* the top bit of each byte that differs */
+        return (unsigned)((x >> 7) * 0x0102040810204080u >> 56);
     }
-    while (i < n && esz_element(d, i, k->nibble) == k->fill) i++;
-    return i;
+    for (j = 0; j < m; j++) mask |= (unsigned)(esz_element(d, i + j, nibble) != fill) << j;
+    return mask;
 }
 
 static inline void esz_token(unsigned symbol, uint32_t *counts, esz_writer *w, const esz_codebook *b) {
@@ -97,39 +96,118 @@ static inline void esz_token(unsigned symbol, uint32_t *counts, esz_writer *w, c
         counts[symbol]++;
 }
 
-/* Items `from` to `to` of a block (interleaved streams: every 8th). counts: 2 × 256. */
-static inline void esz_walk(const uint8_t *d, size_t from, size_t to, size_t step, const esz_kind *k, uint32_t *counts,
-                            esz_writer *w) {
-    uint32_t *counts2 = counts + 256;
-    const esz_codebook *first = w ? w->first : NULL, *second = w ? w->second : NULL;
+static void esz_count_bytes(const uint8_t *d, size_t n, uint32_t *counts) {
+    uint32_t part[3][256]; /* with the caller's four tables, so that equal neighbours do not wait for each other */
     size_t i;
-    if (k->alphabet == ESZ_PLAIN) {
-        for (i = from; i < to; i += step) esz_token(d[i], counts, w, first);
-    } else if (k->alphabet == ESZ_PAIR) {
-        for (i = from; i < to; i += step) {
-            esz_token(d[i] & 15u, counts, w, first);
-            esz_token(d[i] >> 4, counts, w, first);
-        }
-    } else if (k->alphabet == ESZ_GAP) {
-        for (i = from; i < to; i++) {
-            size_t other = esz_next_other(d, i, to, k), gap = other - i;
-            for (; gap >= k->cap; gap -= k->cap) esz_token(k->cap, counts, w, first);
-            if (other == to && gap == 0) break;
+    memset(part, 0, sizeof part);
+    for (i = 0; i + 4 <= n; i += 4) {
+        counts[d[i]]++;
+        part[0][d[i + 1]]++;
+        part[1][d[i + 2]]++;
+        part[2][d[i + 3]]++;
+    }
+    for (; i < n; i++) counts[d[i]]++;
+    for (i = 0; i < 256; i++) counts[i] += part[0][i] + part[1][i] + part[2][i];
+}
+
+static void esz_put_bytes(const uint8_t *d, size_t from, size_t to, size_t step, esz_writer *to_writer) {
+    esz_writer w = *to_writer;
+    size_t i = from;
+    for (; i + 4 * step < to; i += 5 * step) {
+        esz_emit(&w, w.first, d[i]);
+        esz_emit(&w, w.first, d[i + step]);
+        esz_emit(&w, w.first, d[i + 2 * step]);
+        esz_emit(&w, w.first, d[i + 3 * step]);
+        esz_emit(&w, w.first, d[i + 4 * step]);
+        esz_push(&w);
+    }
+    for (; i < to; i += step) {
+        esz_emit(&w, w.first, d[i]);
+        esz_push(&w);
+    }
+    *to_writer = w;
+}
+
+static void esz_walk_pairs(const uint8_t *d, size_t from, size_t to, size_t step, uint32_t *counts, esz_writer *w) {
+    size_t i;
+    for (i = from; i < to; i += step) {
+        esz_token(d[i] & 15u, counts, w, w ? w->first : NULL);
+        esz_token(d[i] >> 4, counts, w, w ? w->first : NULL);
+        if (w != NULL) esz_push(w);
+    }
+}
+
+static inline void esz_walk_gaps(const uint8_t *d, size_t from, size_t to, size_t cap, unsigned fill, unsigned nibble,
+                                 uint32_t *counts, esz_writer *w) {
+    const esz_codebook *first = w ? w->first : NULL, *second = w ? w->second : NULL;
+    size_t i, next = from, gap; /* `next`: the element behind the last value */
+    for (i = from; i < to; i += 8) {
+        unsigned mask = esz_group_mask(d, i, to - i < 8 ? to - i : 8, fill, nibble);
+        for (; mask != 0; mask &= mask - 1) {
+            size_t other = i + esz_lowest_bit(mask);
+            for (gap = other - next; gap >= cap; gap -= cap) {
+                esz_token((unsigned)cap, counts, w, first);
+                if (w != NULL) esz_push(w);
+            }
             esz_token((unsigned)gap, counts, w, first);
-            if (other == to) break;
-            esz_token(esz_element(d, other, k->nibble), counts2, w, second);
-            i = other;
-        }
-    } else {
-        for (i = from; i < to; i += 8) {
-            size_t j, m = to - i < 8 ? to - i : 8;
-            unsigned mask = 0;
-            for (j = 0; j < m; j++) mask |= (unsigned)(esz_element(d, i + j, k->nibble) != k->fill) << j;
-            esz_token(mask, counts, w, first);
-            for (j = 0; j < m; j++)
-                if (mask >> j & 1) esz_token(esz_element(d, i + j, k->nibble), counts2, w, second);
+            esz_token(esz_element(d, other, nibble), counts + 256, w, second);
+            if (w != NULL) esz_push(w);
+            next = other + 1;
         }
     }
+    for (gap = to - next; gap > 0; gap -= gap < cap ? gap : cap) {
+        esz_token((unsigned)(gap < cap ? gap : cap), counts, w, first);
+        if (w != NULL) esz_push(w);
+    }
+}
+
+static inline void esz_walk_masks(const uint8_t *d, size_t from, size_t to, unsigned fill, unsigned nibble,
+                                  uint32_t *counts, esz_writer *w) {
+    const esz_codebook *first = w ? w->first : NULL, *second = w ? w->second : NULL;
+    size_t i;
+    for (i = from; i < to; i += 8) {
+        unsigned mask = esz_group_mask(d, i, to - i < 8 ? to - i : 8, fill, nibble), n = 0;
+        esz_token(mask, counts, w, first);
+        for (; mask != 0; mask &= mask - 1) {
+            esz_token(esz_element(d, i + esz_lowest_bit(mask), nibble), counts + 256, w, second);
+            if (w != NULL && ++n == 4) esz_push(w);
+        }
+        if (w != NULL) esz_push(w);
+    }
+}
+
+/* Counts the symbols of items `from` to `to` of a block into counts (2 x 256). */
+static void esz_count(const uint8_t *d, size_t from, size_t to, const esz_kind *k, uint32_t *counts) {
+    if (k->alphabet == ESZ_PLAIN)
+        esz_count_bytes(d + from, to - from, counts);
+    else if (k->alphabet == ESZ_PAIR)
+        esz_walk_pairs(d, from, to, 1, counts, NULL);
+    else if (k->alphabet == ESZ_GAP && k->nibble)
+        esz_walk_gaps(d, from, to, k->cap, k->fill, 1, counts, NULL);
+    else if (k->alphabet == ESZ_GAP)
+        esz_walk_gaps(d, from, to, k->cap, k->fill, 0, counts, NULL);
+    else if (k->nibble)
+        esz_walk_masks(d, from, to, k->fill, 1, counts, NULL);
+    else
+        esz_walk_masks(d, from, to, k->fill, 0, counts, NULL);
+}
+
+/* Writes the codes of items `from` to `to` of a block (interleaved streams: every 8th). */
+static void esz_put(const uint8_t *d, size_t from, size_t to, size_t step, const esz_kind *k, esz_writer *writer) {
+    esz_writer w = *writer;
+    if (k->alphabet == ESZ_PLAIN)
+        esz_put_bytes(d, from, to, step, &w);
+    else if (k->alphabet == ESZ_PAIR)
+        esz_walk_pairs(d, from, to, step, NULL, &w);
+    else if (k->alphabet == ESZ_GAP && k->nibble)
+        esz_walk_gaps(d, from, to, k->cap, k->fill, 1, NULL, &w);
+    else if (k->alphabet == ESZ_GAP)
+        esz_walk_gaps(d, from, to, k->cap, k->fill, 0, NULL, &w);
+    else if (k->nibble)
+        esz_walk_masks(d, from, to, k->fill, 1, NULL, &w);
+    else
+        esz_walk_masks(d, from, to, k->fill, 0, NULL, &w);
+    *writer = w;
 }
 
 static size_t esz_items(size_t bytes, const esz_kind *k) { return k->nibble ? 2 * bytes : bytes; }
