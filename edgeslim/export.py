@@ -46,7 +46,7 @@ class Export:
 
 
 def export_huggingface(
-    module: nn.Module, samples: Sequence[Batch], *, classifier: bool, opset_max: int, folder: Path, scratch: Path
+    module: nn.Module, samples: Sequence[Batch], *, classifier: bool, opset_max: int, folder: Path
 ) -> Export:
     """Exports a transformers encoder, its first output alone: ``logits`` or ``last_hidden_state``.
 
@@ -56,6 +56,7 @@ def export_huggingface(
     """
     output = "logits" if classifier else "last_hidden_state"
     opset = min(DYNAMO_OPSET, opset_max)
+    scratch = _make_scratch(folder)
     task = "text-classification" if classifier else "feature-extraction"
     if _optimum_knows(module, task):
         engine = "optimum"
@@ -72,13 +73,14 @@ def export_huggingface(
     return _compared(torch_runner(module, output), path, engine, samples)
 
 
-def export_own(own: OwnModel, samples: Sequence[Batch], *, opset_max: int, folder: Path, scratch: Path) -> Export:
+def export_own(own: OwnModel, samples: Sequence[Batch], *, opset_max: int, folder: Path) -> Export:
     """Exports a user's ``nn.Module``; dimensions are fixed unless the user named dynamic shapes.
 
     Raises:
         BadInputError: ``torch.onnx.export`` can't express the module.
         CheckError: the graph's outputs are further than 1e-3 from the module's.
     """
+    scratch = _make_scratch(folder)
     with _calm():
         _export_dynamo(own.module, own.inputs, own.dynamic_shapes, min(DYNAMO_OPSET, opset_max), scratch)
     path = _finish(scratch / "model.onnx", folder, None)
@@ -118,6 +120,13 @@ def _leaves(made: Any) -> Iterator[Any]:
             yield from _leaves(item)
     elif hasattr(made, "numpy"):  # None and plain numbers are no outputs of a graph
         yield made
+
+
+def _make_scratch(folder: Path) -> Path:
+    """A folder beside ``folder`` for what the exporter writes."""
+    scratch = folder.with_name(folder.name + "-raw")
+    scratch.mkdir(parents=True)
+    return scratch
 
 
 def _compared(source: Runner, path: Path, engine: str, samples: Sequence[Batch]) -> Export:

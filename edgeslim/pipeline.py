@@ -132,16 +132,16 @@ def _export(source: Source, task: Task, plan: Plan, steps: Steps) -> tuple[Path,
         not isinstance(task, FeatureExtraction) and is_classifier(source.config)
     )
 
-    def make(folder: Path, scratch: Path) -> StepFacts:
+    def make(folder: Path, scratch: Path) -> StepFacts:  # noqa: ARG001
         if own is not None:
-            made = export.export_own(own, compared, opset_max=opset_max, folder=folder, scratch=scratch)
+            made = export.export_own(own, compared, opset_max=opset_max, folder=folder)
         elif source.kind == "onnx":
             assert source.path is not None
             made = export.import_onnx(source.path, compared, folder=folder)
         else:
             module: Any = load_huggingface(source, classifier=classifier)
             made = export.export_huggingface(
-                module, compared, classifier=classifier, opset_max=opset_max, folder=folder, scratch=scratch
+                module, compared, classifier=classifier, opset_max=opset_max, folder=folder
             )
             del module
         gc.collect()

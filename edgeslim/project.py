@@ -10,6 +10,7 @@ from typing import Any
 from edgeslim.errors import UsageError
 from edgeslim.fields import parse_fields, read_toml
 from edgeslim.recipe import Recipe, load_recipe, parse_recipe
+from edgeslim.samples import DataOptions
 from edgeslim.target import Budget, TargetProfile, list_targets, load_target, target_file
 from edgeslim.units import parse_bytes, parse_ms
 
@@ -25,31 +26,6 @@ __all__ = [
 ]
 
 PROJECT_FILE = "edgeslim.toml"
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """Samples: two files that share nothing, or one ``file`` that is split.
-
-    Of a split file ``calibration_samples`` calibrate and the rest evaluates. Texts are cut at ``max_length`` tokens.
-    """
-
-    calibration: str | None = None
-    evaluation: str | None = None
-    file: str | None = None
-    text_column: str | None = None
-    label_column: str | None = None
-    max_length: int = 128
-    calibration_samples: int = 128
-
-    def __post_init__(self) -> None:
-        if self.file is not None and (self.calibration is not None or self.evaluation is not None):
-            raise ValueError("file beside calibration or evaluation, expected either one file or two")
-        if (self.calibration is None) != (self.evaluation is None):
-            raise ValueError("calibration without evaluation or the reverse, expected both, or one file to split")
-        for name in ("max_length", "calibration_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

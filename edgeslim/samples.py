@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,12 +14,34 @@ from edgeslim import data
 from edgeslim.core import Batch, Feed
 from edgeslim.errors import BadInputError
 
-if TYPE_CHECKING:
-    from edgeslim.project import DataOptions
-
-__all__ = ["Samples", "fixed_length_feed", "hash_batches", "load_samples"]
+__all__ = ["DataOptions", "Samples", "fixed_length_feed", "hash_batches", "load_samples"]
 
 BUILTIN_EVALUATION = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Samples: two files that share nothing, or one ``file`` that is split.
+
+    Of a split file ``calibration_samples`` calibrate and the rest evaluates. Texts are cut at ``max_length`` tokens.
+    """
+
+    calibration: str | None = None
+    evaluation: str | None = None
+    file: str | None = None
+    text_column: str | None = None
+    label_column: str | None = None
+    max_length: int = 128
+    calibration_samples: int = 128
+
+    def __post_init__(self) -> None:
+        if self.file is not None and (self.calibration is not None or self.evaluation is not None):
+            raise ValueError("file beside calibration or evaluation, expected either one file or two")
+        if (self.calibration is None) != (self.evaluation is None):
+            raise ValueError("calibration without evaluation or the reverse, expected both, or one file to split")
+        for name in ("max_length", "calibration_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
