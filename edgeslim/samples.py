@@ -60,14 +60,16 @@ class Samples:
 
     def restricted(self, names: Sequence[str]) -> Samples:
         """The same samples with the inputs ``names`` alone."""
-        parts = {
-            field: tuple(
+
+        def cut(batches: Sequence[Batch]) -> tuple[Batch, ...]:
+            return tuple(
                 replace(batch, feed={name: batch.feed[name] for name in names if name in batch.feed})
-                for batch in getattr(self, field)
+                for batch in batches
             )
-            for field in ("calibration", "evaluation", "padded")
-        }
-        return replace(self, **parts)
+
+        return replace(
+            self, calibration=cut(self.calibration), evaluation=cut(self.evaluation), padded=cut(self.padded)
+        )
 
 
 def load_samples(
