@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["app", "run"]
 
 CORRECTNESS_CHECKS = ("lossless", "operators", "export")
+INTERRUPTED = 130
+READER_GONE = 141
 
 app = typer.Typer(
     name="edgeslim",
@@ -156,10 +158,11 @@ def run() -> int:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("interrupted: nothing was written\n")
-        return 130
-    except BrokenPipeError:
-        return 141
+        result = INTERRUPTED
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):  # so typer and rich end where nobody reads any more
+            raise
+        return READER_GONE
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "show"):  # a usage error, worded by the argument parser
             error.show()
@@ -171,6 +174,8 @@ def run() -> int:
             "  hint: this is a defect of edgeslim; EDGESLIM_DEBUG=1 shows where, for a report\n"
         )
         return 1
+    if result == INTERRUPTED:
+        sys.stderr.write("interrupted: nothing was written\n")
     return int(result or 0)
 
 

@@ -141,7 +141,7 @@ def load_own(source: Source) -> OwnModel:
     sys.path.insert(0, str((source.path or Path()).resolve()))
     try:
         made = getattr(importlib.import_module(module_name), attribute)()
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything, and may call sys.exit
         raise BadInputError(
             source.spec,
             f"{type(error).__name__}: {_first_line(error)}",

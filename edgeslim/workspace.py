@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgeslim.errors import BadInputError
@@ -27,10 +27,13 @@ _LOCK = "lock"
 def scratch_folder(out: Path) -> Iterator[Path]:
     """A new folder beside ``out``; it is removed whatever happens.
 
+    Folders above the output that were made for it go again if they end up empty.
+
     Raises:
         BadInputError: ``out`` is a file, or nothing can be written there, or the disk is full.
     """
     parent = out.absolute().parent
+    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     try:
         parent.mkdir(parents=True, exist_ok=True)
         if out.exists() and not out.is_dir():
@@ -54,14 +57,18 @@ def scratch_folder(out: Path) -> Iterator[Path]:
             ) from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
+            for folder in made:
+                with suppress(OSError):  # something lies in it
+                    folder.rmdir()
 
 
 def publish(ready: Path, out: Path) -> None:
-    """Renames every file below ``ready`` into ``out``, those of the top folder first; other files there stay.
+    """Renames every file below ``ready`` into ``out``; other files there stay.
 
-    Each file is whole at every moment: it is either the old one or the new one.
+    The package goes first and the report last of the top folder, then folders. Each file is whole at every moment: it is either the old one or the new one.
     """
-    files = sorted((path for path in ready.rglob("*") if path.is_file()), key=lambda path: len(path.parts))
+    files = [path for path in ready.rglob("*") if path.is_file()]
+    files.sort(key=lambda path: (len(path.parts), path.suffix == ".json", path))
     for path in files:
         place = out / path.relative_to(ready)
         place.parent.mkdir(parents=True, exist_ok=True)

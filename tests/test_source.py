@@ -271,6 +271,7 @@ def test_load_own(own_module: Path) -> None:
         ("def other(): pass", "AttributeError", "a callable"),
         ("make = 3", "TypeError", "a callable"),
         ("def make(size): pass", "TypeError", "a callable without arguments"),
+        ("def make(): raise SystemExit('enough')", "SystemExit: enough", "a callable"),
         ("def make(): raise OSError('out of paper')", "OSError: out of paper", "a callable"),
         ("def make(): pass", "returned NoneType", "(nn.Module, example inputs)"),
         ("def make(): return nn.Linear(2, 2)", "returned Linear", "(nn.Module, example inputs)"),
