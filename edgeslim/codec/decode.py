@@ -37,7 +37,7 @@ _MEANING: dict[int, tuple[str, str]] = {
     4: (f"magic {esz.MAGIC.hex()}", "this is not an ESZ container"),
     5: (f"version {esz.VERSION}", _NEWER),
     6: ("the hash of bytes 0 to 59 at byte 60", _DAMAGED),
-    7: ("no required feature bit", _NEWER),
+    7: ("no required feature bit but CODEBOOK", _NEWER),
     8: ("fields within the limits of FORMAT.md, section 2", _BROKEN),
     9: ("the size that the header gives", _DAMAGED),
     10: ("the hash at byte 56", _DAMAGED),
@@ -88,6 +88,7 @@ class _Segment(ctypes.Structure):
         ("flags", ctypes.c_uint8),
         ("cap_log2", ctypes.c_uint8),
         ("fill", ctypes.c_uint8),
+        ("book_log2", ctypes.c_uint8),
     )
 
 
@@ -102,6 +103,7 @@ class _Cursor(ctypes.Structure):
         ("file_bytes", ctypes.c_uint64),
         ("number", ctypes.c_uint32),
         ("count", ctypes.c_uint32),
+        ("features", ctypes.c_uint32),
     )
 
 

@@ -61,6 +61,7 @@ class _Encoded(ctypes.Structure):
         ("cap_log2", ctypes.c_uint8),
         ("fill", ctypes.c_uint8),
         ("block_log2", ctypes.c_uint8),
+        ("book_log2", ctypes.c_uint8),
         ("coded_bytes", ctypes.c_uint32),
         ("directory_bytes", ctypes.c_uint32),
         ("hash", ctypes.c_uint32),
@@ -103,7 +104,9 @@ def write_container(
         segments: the image, in order.
         block_bytes: decoded bytes a block, a power of two from 4 KiB to 1 MiB. Smaller: finer random access.
         small_memory: for decoders with little memory: blocks of at most 16 KiB, short codes, one stream.
-        alphabets: the alphabets that may be used, of ``format.ALPHABETS``; RAW always may.
+        alphabets: the alphabets that may be used, of ``format.ALPHABETS``; RAW always may. With ``"CODEBOOK"`` among
+            them, a tensor of up to 256 different values of 2, 4 or 8 bytes may be coded as indices. It is left out by
+            default, since decoders may lack it.
         progress: called after each segment with the number of image bytes done.
 
     Raises:
@@ -164,7 +167,7 @@ def _write(
     library.esz_encode_segment.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p)
     image_hash = _Hash(library)
     index = bytearray()
-    decoded, end = 0, esz.HEADER_BYTES + index_bytes
+    features, decoded, end = 0, 0, esz.HEADER_BYTES + index_bytes
     file.write(bytes(end))
     for segment, data, (shape, name) in zip(segments, buffers, tails, strict=True):
         encoded = _Encoded()
@@ -183,17 +186,18 @@ def _write(
         index += esz.ENTRY.pack(
             decoded, start, data.nbytes, encoded.coded_bytes, encoded.directory_bytes, encoded.hash, len(name),
             encoded.alphabet, esz.DTYPES.index(segment.dtype), len(segment.shape), encoded.block_log2, encoded.flags,
-            encoded.cap_log2, encoded.fill, bytes(3),
+            encoded.cap_log2, encoded.fill, encoded.book_log2, bytes(2),
         )  # fmt: skip
         index += shape + name
+        features |= esz.FEATURE_CODEBOOK if encoded.book_log2 else 0
         image_hash.add(data)
         decoded += data.nbytes
         end = start + encoded.coded_bytes
         if progress is not None:
             progress(decoded)
     header = esz.HEADER.pack(
-        esz.MAGIC, esz.VERSION, esz.HEADER_BYTES, 0, 0, len(segments), index_bytes, decoded, end, image_hash.value(), 0,
-        esz.xxh32(index), 0,
+        esz.MAGIC, esz.VERSION, esz.HEADER_BYTES, features, 0, len(segments), index_bytes, decoded, end,
+        image_hash.value(), 0, esz.xxh32(index), 0,
     )  # fmt: skip
     header = header[:60] + struct.pack("<I", esz.xxh32(header[:60]))
     file.seek(0)
@@ -210,9 +214,10 @@ def _options(block_bytes: int, *, small_memory: bool, alphabets: Collection[str]
         block_log2 = min(block_log2, SMALL_BLOCK_BYTES.bit_length() - 1)
     mask = 0
     for name in alphabets:
-        if name not in esz.ALPHABETS:
-            raise BadInputError("alphabets", f'"{name}"', expected="of " + ", ".join(esz.ALPHABETS))
-        mask |= 1 << esz.ALPHABETS.index(name)
+        known = (*esz.ALPHABETS, esz.CODEBOOK)  # bits of esz_encode_options.alphabets
+        if name not in known:
+            raise BadInputError("alphabets", f'"{name}"', expected="of " + ", ".join(known))
+        mask |= 1 << known.index(name)
     return _Options(block_log2, int(small_memory), mask, 0)
 
 

@@ -33,7 +33,9 @@ MAGIC: Final = b"\x89ESZ\r\n\x1a\n"
 VERSION: Final = 1
 HEADER_BYTES: Final = 64
 HEADER: Final = struct.Struct("<8sHHIIIQQQIIII")
-ENTRY: Final = struct.Struct("<QQIIIIHBBBBBBB3s")
+ENTRY: Final = struct.Struct("<QQIIIIHBBBBBBBB2s")
+
+FEATURE_CODEBOOK: Final = 2
 
 COMPACT: Final = 1
 NIBBLE: Final = 2
@@ -56,6 +58,9 @@ MAX_PAIR_BITS: Final = 6
 RAW, PLAIN, PAIR, GAP, MASK8 = range(5)
 ALPHABETS: Final = ("RAW", "PLAIN", "PAIR", "GAP", "MASK8")
 """Names of the alphabets; the position is the id."""
+
+CODEBOOK: Final = "CODEBOOK"
+"""Not an alphabet, but named among them where it may be used: values of 2, 4 or 8 bytes as indices into a list."""
 
 DTYPES: Final = (
     "bytes",
@@ -122,6 +127,8 @@ class SegmentInfo:
     nibble: bool
     cap: int
     fill: int
+    value_bytes: int = 1
+    """With a codebook: the size of its values, 2, 4 or 8. Else 1."""
 
     @property
     def block_count(self) -> int:
@@ -204,9 +211,9 @@ def parse_header(data: bytes | bytearray | memoryview, source: str = "container"
     found = xxh32(data[:60])
     if found != header_hash:
         raise malformed(source, "byte 60", f"header hash {header_hash:#010x}", f"{found:#010x}")
-    if required:
+    if required & ~FEATURE_CODEBOOK:
         got = f"required features {required:#x}"
-        raise malformed(source, "byte 12", got, "none", "a newer edgeslim may read it")
+        raise malformed(source, "byte 12", got, f"at most {FEATURE_CODEBOOK:#x}", "a newer edgeslim may read it")
     for place, name, got, limit in (
         (20, "segments", count, MAX_SEGMENTS),
         (24, "index bytes", index_bytes, MAX_INDEX_BYTES),
@@ -244,6 +251,8 @@ def parse_index(header: Header, index: bytes | bytearray | memoryview, source: s
     at, decoded, end = 0, 0, HEADER_BYTES + header.index_bytes
     for number in range(header.segment_count):
         segment, at = _parse_entry(index, at, number, decoded, end, source)
+        if segment.value_bytes > 1 and not header.required_features & FEATURE_CODEBOOK:
+            raise malformed(source, f"index entry {number}", "a codebook", "feature bit 1 set")
         decoded += segment.decoded_bytes
         end = segment.coded_offset + segment.coded_bytes
         segments.append(segment)
@@ -272,14 +281,14 @@ def _parse_entry(
         raise malformed(source, place, f"{len(index) - at} bytes left", f"at least {ENTRY.size}")
     fields = ENTRY.unpack_from(index, at)
     decoded_offset, coded_offset, decoded_bytes, coded_bytes, directory_bytes, hash_, name_bytes = fields[:7]
-    alphabet, dtype, rank, block_log2, flags, cap_log2, fill, zero = fields[7:]
+    alphabet, dtype, rank, block_log2, flags, cap_log2, fill, book_log2, zero = fields[7:]
 
     def check(ok: bool, got: str, expected: str) -> None:  # noqa: FBT001
         if not ok:
             raise malformed(source, place, got, expected)
 
     compact, nibble = bool(flags & COMPACT), bool(flags & NIBBLE)
-    check(zero == bytes(3), f"reserved bytes {zero.hex()}", "zeros")
+    check(zero == bytes(2), f"reserved bytes {zero.hex()}", "zeros")
     check(name_bytes <= MAX_NAME_BYTES, f"a name of {name_bytes} bytes", f"at most {MAX_NAME_BYTES}")
     check(rank <= MAX_RANK, f"rank {rank}", f"at most {MAX_RANK}")
     size = ENTRY.size + 4 * rank + name_bytes
@@ -298,6 +307,11 @@ def _parse_entry(
     check(not nibble or sparse, "NIBBLE", "GAP or MASK8 with it")
     check(fill <= ((15 if nibble else 255) if sparse else 0), f"fill value {fill}", "one that fits the alphabet")
     check(cap_log2 in ((5, 6, 7, 8) if alphabet == GAP else (0,)), f"cap_log2 {cap_log2}", "one of the alphabet's")
+    if book_log2:
+        check(
+            book_log2 <= 3 and alphabet in (PLAIN, GAP, MASK8) and not nibble, f"codebook {book_log2}", "none, or bytes"
+        )
+        check(decoded_bytes % (1 << book_log2) == 0, f"{decoded_bytes} decoded bytes", "a multiple of the value size")
     blocks = 1
     if compact:
         check(decoded_bytes <= MAX_COMPACT_BYTES, f"COMPACT with {decoded_bytes} bytes", f"up to {MAX_COMPACT_BYTES}")
@@ -324,6 +338,7 @@ def _parse_entry(
         nibble=nibble,
         cap=(1 << cap_log2) - 1 if cap_log2 else 0,
         fill=fill,
+        value_bytes=1 << book_log2,
     )
     if alphabet == RAW:
         check(compact or directory_bytes == 8 * blocks, f"a directory of {directory_bytes} bytes", str(8 * blocks))

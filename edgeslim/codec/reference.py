@@ -74,13 +74,15 @@ def _decode_payload(segment: SegmentInfo, payload: bytes, number: int) -> bytes:
         found = xxh32(payload)
         if found != segment.hash:
             raise place.error(f"hash {segment.hash:#010x}", f"{found:#010x}")
-        return _decode_block(segment, payload, segment.decoded_bytes, (), place) if payload else b""
+        book, block_at = _read_book(segment, payload, 0, place)
+        return _decode_block(segment, payload[block_at:], segment.decoded_bytes, (), book, place) if payload else b""
     directory = payload[: segment.directory_bytes]
     found = xxh32(directory)
     if found != segment.hash:
         raise place.error(f"directory hash {segment.hash:#010x}", f"{found:#010x}")
     entries = tuple(struct.iter_unpack("<II", directory[: 8 * segment.block_count]))
-    sets = _read_sets(segment, directory, place)
+    book, sets_at = _read_book(segment, directory, 8 * segment.block_count, place)
+    sets = _read_sets(segment, directory, sets_at, len(book), place)
     if any(payload[segment.directory_bytes : segment.data_offset]):
         raise place.error("padding that is not zero", "zeros")
     data = payload[segment.data_offset :]
@@ -102,7 +104,7 @@ def _decode_payload(segment: SegmentInfo, payload: bytes, number: int) -> bytes:
         found = xxh32(coded)
         if found != block_hash:
             raise at.error(f"block hash {block_hash:#010x}", f"{found:#010x}")
-        image += _decode_block(segment, coded, sizes[block], sets, at)
+        image += _decode_block(segment, coded, sizes[block], sets, book, at)
         start = end
     return bytes(image)
 
@@ -118,8 +120,20 @@ def _check_ends(segment: SegmentInfo, ends: list[int], sizes: list[int], data_by
         raise place.error(f"{data_bytes} bytes of data", f"{start}, where the last block ends")
 
 
-def _read_sets(segment: SegmentInfo, directory: bytes, place: _Place) -> tuple[tuple[_Table, ...], ...]:
-    at = 8 * segment.block_count
+def _read_book(segment: SegmentInfo, data: bytes, at: int, place: _Place) -> tuple[tuple[bytes, ...], int]:
+    """The codebook's values, none without a codebook, and where they end."""
+    if segment.value_bytes == 1:
+        return (), at
+    count = data[at] + 1 if at < len(data) else 0
+    end = at + 1 + count * segment.value_bytes
+    if count == 0 or end > len(data) or segment.fill >= count:
+        raise place.error(f"a codebook of {count} values, fill {segment.fill}", f"one within {len(data)} bytes")
+    return tuple(data[k : k + segment.value_bytes] for k in range(at + 1, end, segment.value_bytes)), end
+
+
+def _read_sets(
+    segment: SegmentInfo, directory: bytes, at: int, book_count: int, place: _Place
+) -> tuple[tuple[_Table, ...], ...]:
     sets = []
     if segment.alphabet != "RAW":
         if at == len(directory):
@@ -129,7 +143,7 @@ def _read_sets(segment: SegmentInfo, directory: bytes, place: _Place) -> tuple[t
         if count > esz.MAX_SETS:
             raise place.error(f"{count} table sets", f"at most {esz.MAX_SETS}")
         for _ in range(count):
-            tables, at = _read_set(segment, directory, at, place)
+            tables, at = _read_set(segment, directory, at, book_count, place)
             sets.append(tables)
     if at != len(directory):
         raise place.error(f"a directory of {len(directory)} bytes", str(at))
@@ -137,7 +151,12 @@ def _read_sets(segment: SegmentInfo, directory: bytes, place: _Place) -> tuple[t
 
 
 def _decode_block(
-    segment: SegmentInfo, coded: bytes, size: int, sets: tuple[tuple[_Table, ...], ...], place: _Place
+    segment: SegmentInfo,
+    coded: bytes,
+    size: int,
+    sets: tuple[tuple[_Table, ...], ...],
+    book: tuple[bytes, ...],
+    place: _Place,
 ) -> bytes:
     """Section 5: mode, table set, stream sizes, streams."""
     if segment.alphabet == "RAW":
@@ -152,12 +171,21 @@ def _decode_block(
     if mode not in ((1, 4, 8) if segment.alphabet in ("PLAIN", "PAIR") else (1, 4)):
         raise place.error(f"mode {mode}", "a number of streams that the alphabet has")
     if table == _OWN_TABLE:
-        tables, at = _read_set(segment, coded, at, place)
+        tables, at = _read_set(segment, coded, at, len(book), place)
     elif table < len(sets):
         tables = sets[table]
     else:
         raise place.error(f"table set {table}", f"below {len(sets)}, or 255")
     streams = _split_streams(coded, at, mode, place)
+    out = _join_streams(segment, streams, size // segment.value_bytes, tables, place)
+    return b"".join(book[index] for index in out) if book else out
+
+
+def _join_streams(
+    segment: SegmentInfo, streams: list[bytes], size: int, tables: tuple[_Table, ...], place: _Place
+) -> bytes:
+    """The block's bytes, or indices, from its streams: interleaved or in chunks."""
+    mode = len(streams)
     items = 2 * size if segment.nibble else size
     if mode == 8:
         out = bytearray(size)
@@ -271,14 +299,17 @@ def _decode_masks(
     return out
 
 
-def _read_set(segment: SegmentInfo, data: bytes, at: int, place: _Place) -> tuple[tuple[_Table, ...], int]:
+def _read_set(
+    segment: SegmentInfo, data: bytes, at: int, book_count: int, place: _Place
+) -> tuple[tuple[_Table, ...], int]:
     """Section 7: the alphabet's tables and where they end."""
-    symbols = {"PLAIN": 256, "PAIR": 16, "GAP": segment.cap + 1, "MASK8": 256}[segment.alphabet]
+    values = book_count or 256
+    symbols = {"PLAIN": values, "PAIR": 16, "GAP": segment.cap + 1, "MASK8": 256}[segment.alphabet]
     limit = esz.MAX_PAIR_BITS if segment.alphabet == "PAIR" else esz.MAX_CODE_BITS
     lengths, at = _read_lengths(data, at, symbols, limit, place)
     tables = [_make_table(lengths)]
     if segment.alphabet in ("GAP", "MASK8"):
-        lengths, at = _read_lengths(data, at, 16 if segment.nibble else 256, esz.MAX_CODE_BITS, place)
+        lengths, at = _read_lengths(data, at, 16 if segment.nibble else values, esz.MAX_CODE_BITS, place)
         if segment.fill in lengths:
             raise place.error(f"a value code for the fill value {segment.fill}", "none")
         tables.append(_make_table(lengths))

@@ -59,6 +59,8 @@ class Part:
     cap_log2: int = 0
     fill: int = 0
     nibble: bool = False
+    book_log2: int = 0
+    book: bytes = b""
     reserved: bytes = bytes(3)
     ends: list[int] | None = None
     directory: bytes | None = None
@@ -76,13 +78,13 @@ class Part:
         size = 1 << self.block_log2
         raw = [self.image[at : at + size] for at in range(0, len(self.image), size)] if self.block_log2 else []
         if self.block_log2 == 0:
-            return b"", self.image if self.blocks is None else b"".join(self.blocks)
+            return b"", self.image if self.blocks is None else self.book + b"".join(self.blocks)
         blocks = raw if self.blocks is None else self.blocks
         directory, end = b"", 0
         for number, coded in enumerate(blocks):
             end += len(coded)
             directory += struct.pack("<II", self.ends[number] if self.ends else end, xxh32(coded))
-        directory += b"" if self.alphabet == RAW else self.sets
+        directory += self.book + (b"" if self.alphabet == RAW else self.sets)
         return directory if self.directory is None else self.directory, b"".join(blocks)
 
 
@@ -109,7 +111,8 @@ def assemble(parts: list[Part], *, tail: bytes = b"", padding: int = 0, **header
             first(part.decoded_bytes, len(part.image)), first(part.coded_bytes, len(payload)),
             first(part.directory_bytes, len(directory)), first(part.hash, hashed),
             first(part.name_bytes, len(part.name)), part.alphabet, part.dtype, first(part.rank, len(part.shape)),
-            part.block_log2, first(part.flags, flags), part.cap_log2, part.fill, part.reserved,
+            part.block_log2, first(part.flags, flags), part.cap_log2, part.fill,
+            bytes([part.book_log2 or part.reserved[0]]) + part.reserved[1:],
         )  # fmt: skip
         index += struct.pack(f"<{len(part.shape)}I", *part.shape) + part.name
         payloads += bytes([padding]) * (start - end) + payload

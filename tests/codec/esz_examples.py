@@ -30,6 +30,13 @@ NIBBLE_IMAGE = bytes([0x88, 0x88, 0x28, 0x88, 0x82, 0x88, 0x28, 0x88, 0x82, 0x88
 NIBBLE_BLOCK = bytes.fromhex("01 ff  01 02 05 01 22  02 00 02 01  4b 02")
 
 
+# Six float32 values 1, -2, 1, 1, 0.5, 1 as indices 0 1 0 0 2 0. 0 -> 0, 1 -> 10, 2 -> 11; the table in form 0 has three
+# lengths. 0 10 0 0 11 0 and the sentinel: 01000110 1 -> 0x62, 0x01. Before the block: 3 values of 4 bytes.
+BOOK = bytes.fromhex("02  0000803f 000000c0 0000003f")
+BOOK_BLOCK = bytes.fromhex("01 ff  00 21 02  62 01")
+BOOK_IMAGE = bytes.fromhex("0000803f 000000c0 0000803f 0000803f 0000003f 0000803f")
+
+
 def hand_worked() -> dict[str, tuple[bytes, bytes]]:
     """Name -> (container, image)."""
     raw_big = bytes(range(5))
@@ -52,4 +59,9 @@ def hand_worked() -> dict[str, tuple[bytes, bytes]]:
         ],
         "no_segments": [],
     }  # fmt: skip
-    return {name: (assemble(list_), b"".join(part.image for part in list_)) for name, list_ in parts.items()}
+    clustered = Part(
+        name=b"clustered", image=BOOK_IMAGE, alphabet=PLAIN, blocks=[BOOK_BLOCK], book_log2=2, book=BOOK, dtype=11,
+        shape=(6,),
+    )  # fmt: skip
+    examples = {name: (assemble(list_), b"".join(part.image for part in list_)) for name, list_ in parts.items()}
+    return examples | {"codebook": (assemble([clustered], required=2), BOOK_IMAGE)}

@@ -15,6 +15,7 @@ from esz_builder import GAP, PLAIN, Part, assemble, bits, block, stored, table
 from esz_examples import hand_worked
 
 from edgeslim.codec import Segment, encode_container
+from edgeslim.codec.format import ALPHABETS, CODEBOOK
 
 FOLDER = Path(__file__).parents[1] / "golden"
 
@@ -110,7 +111,18 @@ def encoded() -> dict[str, tuple[bytes, bytes]]:
     ]
     image = b"".join(bytes(segment.data) for segment in segments)
     vectors["small_memory"] = (encode_container(segments, small_memory=True), image)
-    return vectors
+    float32, int64 = rng.normal(size=17).astype("<f4"), np.array([-1, 5, 1 << 40], "<i8")
+    clustered = float32[rng.integers(0, 17, 30_000)]
+    pruned = np.where(rng.random(30_000) < 0.9, np.float32(0), clustered)
+    segments = [
+        Segment("dense", clustered, "float32", (30_000,)),
+        Segment("pruned", pruned, "float32", (30_000,)),
+        Segment("half", clustered[:5000].astype("<f2"), "float16", (5000,)),
+        Segment("ids", int64[rng.integers(0, 3, 400)], "int64", (400,)),
+    ]
+    image = b"".join(segment.data.tobytes() for segment in segments)
+    container = encode_container(segments, block_bytes=16_384, alphabets=(*ALPHABETS, CODEBOOK))
+    return vectors | {"codebooks": (container, image)}
 
 
 def main() -> None:

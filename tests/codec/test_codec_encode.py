@@ -16,7 +16,7 @@ from edgeslim.codec import (
     read_index,
     write_container,
 )
-from edgeslim.codec.format import ALPHABETS, SegmentInfo, parse_header, parse_index, xxh32
+from edgeslim.codec.format import ALPHABETS, CODEBOOK, SegmentInfo, parse_header, parse_index, xxh32
 from edgeslim.errors import BadInputError
 
 
@@ -56,6 +56,24 @@ def test_round_trip(size: int, alphabet: str) -> None:
                 assert decode_container(coded) == data.tobytes()
                 if not small:
                     assert decode_reference(coded) == data.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8"])
+def test_clustered_tensors_become_indices(dtype: str) -> None:
+    rng = np.random.default_rng(15)
+    width = np.dtype(dtype).itemsize
+    for count in (1, 2, 16, 256):
+        values = rng.normal(size=count).astype(dtype)
+        for size, sparsity in ((2, 0), (500, 0), (30_000, 0), (30_000, 0.9)):
+            data = values[rng.integers(0, count, size)]
+            data[rng.random(size) < sparsity] = values[0]
+            coded = whole(Segment("w", data, "bytes", ()), block_bytes=16_384, alphabets=(*ALPHABETS, CODEBOOK))
+            assert decode_container(coded) == data.tobytes()
+            assert decode_reference(coded) == data.tobytes()
+            assert len(coded) <= 300 + count * width + size * (0.2 + np.log2(count)) / 8
+    many = rng.normal(size=257).astype("<f4")
+    coded = whole(Segment("w", np.tile(many, 9), "bytes", ()), alphabets=(*ALPHABETS, CODEBOOK))
+    assert decode_reference(coded) == np.tile(many, 9).tobytes()
 
 
 def test_encoder_chooses_what_suits() -> None:

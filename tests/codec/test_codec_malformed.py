@@ -87,7 +87,8 @@ def test_the_parts_that_the_tests_break_are_sound() -> None:
 @pytest.mark.parametrize(
     "header",
     [
-        {"version": 0}, {"version": 2}, {"header_bytes": 65}, {"required": 1}, {"required": 1 << 31},
+        {"version": 0}, {"version": 2}, {"header_bytes": 65}, {"required": 1}, {"required": 4},
+        {"required": 10}, {"required": 1 << 31},
         {"reserved": 1}, {"count": 0}, {"count": 2}, {"count": 65_537}, {"count": 0xFFFFFFFF},
         {"index_bytes": 0}, {"index_bytes": 48}, {"index_bytes": 50}, {"index_bytes": 1 << 27},
         {"index_bytes": 1 << 63},
@@ -114,7 +115,8 @@ ENTRIES: list[dict[str, Any]] = [
     {"decoded_bytes": 0x80000000}, {"coded_bytes": 8}, {"coded_bytes": 0xFFFFFFFF}, {"directory_bytes": 1}, {"hash": 1},
     {"name": b"a\x1fb"}, {"name": b"n" * 1025}, {"name_bytes": 2}, {"name_bytes": 0xFFFF}, {"rank": 9}, {"rank": 255},
     {"shape": (1 << 31,)}, {"alphabet": 5}, {"alphabet": 255}, {"flags": 0}, {"flags": 3}, {"flags": 5}, {"flags": 129},
-    {"cap_log2": 5}, {"fill": 1}, {"reserved": b"\0\1\0"}, {"alphabet": RAW}, {"alphabet": PAIR}, {"alphabet": GAP},
+    {"cap_log2": 5}, {"fill": 1}, {"reserved": b"\0\1\0"}, {"reserved": b"\0\0\1"},
+    {"book_log2": 1}, {"book_log2": 255}, {"alphabet": RAW}, {"alphabet": PAIR}, {"alphabet": GAP},
     {"alphabet": GAP, "cap_log2": 4}, {"alphabet": GAP, "cap_log2": 9}, {"alphabet": MASK8},
     {"image": b"", "blocks": [b""]}, {"image": b"", "blocks": [stored(b"")]},
     {"image": b"", "alphabet": RAW, "hash": 0},
@@ -293,6 +295,52 @@ def test_the_fill_value_must_not_have_a_code() -> None:
     masks = table({0: 1})
     part = Part(image=image, alphabet=MASK8, blocks=[block(1, masks + table({0: 1}), [bits("")])])
     assert_refused(assemble([part]))
+
+
+def book(**changes: Any) -> Part:
+    image = b"".join(b"\x01\x10" if k % 3 else b"\x02\x20" for k in range(40))
+    stream = bits("".join("0" if k % 3 else "1" for k in range(40)))
+    part = Part(image=image, alphabet=PLAIN, book_log2=1, book=b"\1\x01\x10\x02\x20",
+                blocks=[block(1, table({0: 1, 1: 1}), [stream])])  # fmt: skip
+    return dataclasses.replace(part, **changes)
+
+
+def test_codebooks() -> None:
+    sound = book()
+    assert verdicts(assemble([sound], required=2)) == (sound.image, sound.image)
+    kept = book(blocks=[stored(sound.image)], coded_bytes=None, book=b"\0\7\7")
+    assert_refused(assemble([kept], required=2))  # a COMPACT payload with codebook and STORED block is too long
+    directory = book(block_log2=12, sets=b"\1" + table({0: 1, 1: 1}))
+    directory.blocks = [block(1, 0, [sound.blocks[0][-6:]])]
+    assert verdicts(assemble([directory], required=2)) == (sound.image, sound.image)
+    stored_book = dataclasses.replace(directory, blocks=[stored(sound.image)])
+    assert verdicts(assemble([stored_book], required=2)) == (sound.image, sound.image)
+    gaps = Part(image=b"abcdefgh" * 9, alphabet=GAP, cap_log2=5, book_log2=3, book=b"\1abcdefghABCDEFGH",
+                blocks=[block(1, table({9: 1, 31: 1}) + table({1: 1}), [bits("0")])])  # fmt: skip
+    assert verdicts(assemble([gaps], required=2)) == (gaps.image, gaps.image)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"book_log2": 4}, {"book_log2": 3}, {"nibble": True}, {"book": b""}, {"book": b"\1\1"}, {"book": b"\xff" * 20},
+        {"book": b"\0\1\x10"}, {"alphabet": PAIR}, {"alphabet": RAW}, {"fill": 1}, {"image": b"x" * 79},
+        {"blocks": [block(1, table({0: 1, 2: 1}), [bits("0" * 40)])]},
+        {"blocks": [block(1, table({0: 1, 1: 1}), [bits("0" * 80)])]},
+        {"blocks": [block(1, b"\0" + nibbles([1, 1, 0]), [bits("0" * 40)])]},
+    ],
+    ids=lambda changes: str(changes)[:50],
+)  # fmt: skip
+def test_broken_codebook_is_refused(changes: dict[str, Any]) -> None:
+    assert_refused(assemble([book(**changes)], required=2))
+    assert_refused(assemble([book(block_log2=12, **changes)], required=2))
+
+
+def test_codebook_needs_its_feature_bit_and_a_fill_value_within() -> None:
+    assert_refused(assemble([book()]))
+    masks = Part(image=bytes(32), alphabet=MASK8, book_log2=2, book=b"\0" + bytes(4), fill=1,
+                 blocks=[block(1, table({0: 1}) + table({0: 1}), [bits("")])])  # fmt: skip
+    assert_refused(assemble([masks], required=2))
 
 
 def test_masks_must_not_reach_past_a_short_group() -> None:

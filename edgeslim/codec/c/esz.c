@@ -5,12 +5,12 @@
 
 #include <string.h>
 
+#include "esz_sets.h"
 #include "esz_streams.h"
 #include "esz_table.h"
 #include "esz_xxh32.h"
 
 #define NOWHERE 0xFFFFFFFFu
-#define NO_SET 0xFFFFFFFFu
 
 static const uint8_t esz_magic[8] = {0x89, 'E', 'S', 'Z', '\r', '\n', 0x1A, '\n'};
 
@@ -52,7 +52,7 @@ esz_status esz_parse_header(const uint8_t *data, size_t size, esz_header *h) {
     h->file_bytes = esz_load64(data + 40);
     h->image_hash = esz_load32(data + 48);
     h->index_hash = esz_load32(data + 56);
-    if (h->required_features != 0) return ESZ_E_FEATURE;
+    if ((h->required_features & ~ESZ_FEATURE_CODEBOOK) != 0) return ESZ_E_FEATURE;
     if (load16(data + 10) != ESZ_HEADER_BYTES || esz_load32(data + 52) != 0 || h->segment_count > ESZ_MAX_SEGMENTS ||
         h->index_bytes > ESZ_MAX_INDEX_BYTES || h->decoded_bytes > ESZ_MAX_IMAGE_BYTES ||
         h->file_bytes > ESZ_MAX_FILE_BYTES || h->file_bytes < ESZ_HEADER_BYTES + h->index_bytes)
@@ -70,6 +70,7 @@ esz_status esz_index_begin(esz_cursor *c, const esz_header *h, const uint8_t *in
     c->decoded_bytes = h->decoded_bytes;
     c->file_bytes = h->file_bytes;
     c->count = h->segment_count;
+    c->features = h->required_features;
     return ESZ_OK;
 }
 
@@ -81,6 +82,9 @@ static esz_status check_entry(esz_segment *s) {
     if ((s->flags & ESZ_NIBBLE) && (!sparse || s->fill > 15)) return ESZ_E_INDEX;
     if (!sparse && s->fill != 0) return ESZ_E_INDEX;
     if (s->alphabet == ESZ_GAP ? s->cap_log2 < 5 || s->cap_log2 > 8 : s->cap_log2 != 0) return ESZ_E_INDEX;
+    if (s->book_log2 != 0 && (s->book_log2 > 3 || s->alphabet == ESZ_RAW || s->alphabet == ESZ_PAIR ||
+                              (s->flags & ESZ_NIBBLE) || s->decoded_bytes % (1u << s->book_log2) != 0))
+        return ESZ_E_INDEX;
     if (compact) {
         if (s->decoded_bytes > ESZ_MAX_COMPACT_BYTES || s->directory_bytes != 0 || s->block_bytes != 0)
             return ESZ_E_INDEX;
@@ -131,8 +135,9 @@ esz_status esz_index_next(esz_cursor *c, esz_segment *s) {
     s->flags = e[38];
     s->cap_log2 = e[39];
     s->fill = e[40];
+    s->book_log2 = e[41];
     s->number = c->number;
-    if (e[41] != 0 || e[42] != 0 || e[43] != 0 || s->name_bytes > ESZ_MAX_NAME_BYTES || s->rank > ESZ_MAX_RANK)
+    if (e[42] != 0 || e[43] != 0 || s->name_bytes > ESZ_MAX_NAME_BYTES || s->rank > ESZ_MAX_RANK)
         return ESZ_E_INDEX;
     if (left < ESZ_ENTRY_BYTES + 4u * s->rank + s->name_bytes) return ESZ_E_INDEX;
     for (i = 0; i < s->rank; i++) {
@@ -144,6 +149,7 @@ esz_status esz_index_next(esz_cursor *c, esz_segment *s) {
         if (s->name[i] < 0x20) return ESZ_E_INDEX;
     start = s->flags & ESZ_COMPACT ? c->coded_end : align64(c->coded_end);
     if (s->decoded_offset != c->decoded_sum || s->coded_offset != start) return ESZ_E_INDEX;
+    if (s->book_log2 != 0 && !(c->features & ESZ_FEATURE_CODEBOOK)) return ESZ_E_INDEX;
     if ((status = check_entry(s)) != ESZ_OK) return status;
     c->decoded_sum += s->decoded_bytes;
     c->coded_end = start + s->coded_bytes;
@@ -153,28 +159,6 @@ esz_status esz_index_next(esz_cursor *c, esz_segment *s) {
     return ESZ_OK;
 }
 
-/* Reads the table set at `p` and, if `build`, makes it the loaded one. Returns its size, or 0 if it is invalid. */
-static size_t read_set(esz_decoder *d, const uint8_t *p, size_t avail, int build) {
-    const esz_segment *s = &d->segment;
-    unsigned symbols = s->alphabet == ESZ_PAIR ? 16 : s->alphabet == ESZ_GAP ? 1u << s->cap_log2 : 256;
-    unsigned limit = s->alphabet == ESZ_PAIR ? ESZ_MAX_PAIR_BITS : ESZ_MAX_CODE_BITS;
-    esz_lengths l;
-    size_t one = esz_lengths_read(&l, p, avail, symbols, limit), two;
-    if (one == 0) return 0;
-#if !defined(ESZ_SMALL)
-    if (build && s->alphabet == ESZ_PAIR)
-        esz_table_build_pairs(&d->first, &l);
-    else
-#endif
-        if (build)
-        esz_table_build(&d->first, &l);
-    if (s->alphabet == ESZ_PLAIN || s->alphabet == ESZ_PAIR) return one;
-    two = esz_lengths_read(&l, p + one, avail - one, s->flags & ESZ_NIBBLE ? 16 : 256, ESZ_MAX_CODE_BITS);
-    if (two == 0 || l.length[s->fill] != 0) return 0;
-    if (build) esz_table_build(&d->second, &l);
-    return one + two;
-}
-
 esz_status esz_segment_begin(esz_decoder *d, const esz_segment *s, const uint8_t *directory, size_t size) {
     uint32_t block, before = 0;
     size_t at;
@@ -182,7 +166,9 @@ esz_status esz_segment_begin(esz_decoder *d, const esz_segment *s, const uint8_t
     d->segment = *s;
     d->directory = directory;
     d->set_count = 0;
-    d->loaded_set = NO_SET;
+    d->book = NULL;
+    d->book_count = 0;
+    d->loaded_set = ESZ_NO_SET;
     if (!(s->flags & ESZ_COMPACT)) {
         if (size < s->directory_bytes) return ESZ_E_ARGUMENT;
         if (esz_xxh32_of(directory, s->directory_bytes) != s->hash) return ESZ_E_DIRECTORY_HASH;
@@ -197,11 +183,16 @@ esz_status esz_segment_begin(esz_decoder *d, const esz_segment *s, const uint8_t
         at = 8 * (size_t)s->block_count;
         if (s->alphabet != ESZ_RAW) {
             uint32_t k;
+            if (s->book_log2 != 0) {
+                size_t bytes = esz_read_book(d, directory + at, s->directory_bytes - at);
+                if (bytes == 0) return ESZ_E_DIRECTORY;
+                at += bytes;
+            }
             if (at == s->directory_bytes || directory[at] > ESZ_MAX_SETS) return ESZ_E_DIRECTORY;
             d->set_count = directory[at++];
             d->sets_at = (uint32_t)at;
             for (k = 0; k < d->set_count; k++) {
-                size_t bytes = read_set(d, directory + at, s->directory_bytes - at, 0);
+                size_t bytes = esz_read_set(d, directory + at, s->directory_bytes - at, 0);
                 if (bytes == 0) return ESZ_E_TABLE;
                 at += bytes;
             }
@@ -226,22 +217,12 @@ esz_status esz_block_at(const esz_decoder *d, uint32_t block, uint32_t *offset, 
     return ESZ_OK;
 }
 
-/* Makes table set `set` of the directory the loaded one; it was checked by esz_segment_begin. */
-static void load_set(esz_decoder *d, unsigned set) {
-    const esz_segment *s = &d->segment;
-    size_t at = d->sets_at;
-    unsigned k;
-    if (d->loaded_set == set) return;
-    for (k = 0; k < set; k++) at += read_set(d, d->directory + at, s->directory_bytes - at, 0);
-    read_set(d, d->directory + at, s->directory_bytes - at, 1);
-    d->loaded_set = set;
-}
-
 esz_status esz_block_decode(esz_decoder *d, uint32_t block, const uint8_t *coded, size_t coded_bytes, uint8_t *decoded,
                             size_t decoded_bytes) {
     const esz_segment *s = &d->segment;
     uint32_t offset, want_coded, want_decoded, hash = s->hash;
     unsigned mode, table;
+    esz_status status;
     esz_code code;
     if (esz_block_at(d, block, &offset, &want_coded, &want_decoded) != ESZ_OK || coded_bytes != want_coded ||
         decoded_bytes != want_decoded)
@@ -251,6 +232,12 @@ esz_status esz_block_decode(esz_decoder *d, uint32_t block, const uint8_t *coded
     if (s->alphabet == ESZ_RAW) {
         memcpy(decoded, coded, coded_bytes);
         return ESZ_OK;
+    }
+    if ((s->flags & ESZ_COMPACT) && s->book_log2 != 0) {
+        size_t bytes = esz_read_book(d, coded, coded_bytes);
+        if (bytes == 0) return ESZ_E_BLOCK;
+        coded += bytes;
+        coded_bytes -= bytes;
     }
     if (coded_bytes < 2 || coded_bytes > decoded_bytes + 2) return ESZ_E_BLOCK;
     mode = coded[0];
@@ -264,14 +251,14 @@ esz_status esz_block_decode(esz_decoder *d, uint32_t block, const uint8_t *coded
     }
     if (mode != 1 && mode != 4 && (mode != 8 || s->alphabet > ESZ_PAIR)) return ESZ_E_BLOCK;
     if (table == ESZ_OWN_TABLE) {
-        size_t bytes = read_set(d, coded, coded_bytes, 1);
-        d->loaded_set = NO_SET;
+        size_t bytes = esz_read_set(d, coded, coded_bytes, 1);
+        d->loaded_set = ESZ_NO_SET;
         if (bytes == 0) return ESZ_E_TABLE;
         coded += bytes;
         coded_bytes -= bytes;
     } else {
         if (table >= d->set_count) return ESZ_E_BLOCK;
-        load_set(d, table);
+        esz_load_set(d, table);
     }
     code.first = &d->first;
     code.second = &d->second;
@@ -279,7 +266,9 @@ esz_status esz_block_decode(esz_decoder *d, uint32_t block, const uint8_t *coded
     code.nibble = (s->flags & ESZ_NIBBLE) != 0;
     code.cap = s->alphabet == ESZ_GAP ? (1u << s->cap_log2) - 1 : 0;
     code.fill = s->fill;
-    return esz_streams_decode(&code, mode, coded, coded_bytes, decoded, decoded_bytes);
+    status = esz_streams_decode(&code, mode, coded, coded_bytes, decoded, decoded_bytes >> s->book_log2);
+    if (status == ESZ_OK && s->book_log2 != 0) esz_map_book(d, decoded, decoded_bytes >> s->book_log2);
+    return status;
 }
 
 /* `hash` (may be null) takes in every block while it is still in the cache. */

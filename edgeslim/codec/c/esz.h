@@ -59,12 +59,13 @@ typedef struct {
     const uint8_t *name;  /* points into the index; not terminated by zero */
     uint16_t name_bytes;
     uint8_t alphabet, dtype, rank, flags, cap_log2, fill;
+    uint8_t book_log2;    /* 0, or the codebook's values take 2^book_log2 bytes */
 } esz_segment;
 
 typedef struct {
     const uint8_t *index;
     uint64_t index_bytes, at, decoded_sum, coded_end, decoded_bytes, file_bytes;
-    uint32_t number, count;
+    uint32_t number, count, features;
 } esz_cursor;
 
 /* A code table ready for decoding. */
@@ -84,7 +85,8 @@ typedef struct {
 typedef struct {
     esz_segment segment;
     const uint8_t *directory; /* the caller's; must stay until the segment is done */
-    uint32_t sets_at, set_count, loaded_set, begun;
+    const uint8_t *book;      /* the codebook's values, in the directory or the block */
+    uint32_t sets_at, set_count, loaded_set, begun, book_count;
     esz_table first, second;
 } esz_decoder;
 

@@ -21,8 +21,11 @@
 /* What a table set is made of. */
 static void esz_set_shape(const esz_kind *k, int small, unsigned symbols[2], unsigned limit[2]) {
     unsigned sparse = k->alphabet == ESZ_GAP || k->alphabet == ESZ_MASK8;
-    symbols[0] = k->alphabet == ESZ_PAIR ? 16 : k->alphabet == ESZ_GAP ? k->cap + 1 : 256;
-    symbols[1] = sparse ? (k->nibble ? 16 : 256) : 0;
+    symbols[0] = k->alphabet == ESZ_PAIR    ? 16
+                 : k->alphabet == ESZ_GAP   ? k->cap + 1
+                 : k->alphabet == ESZ_MASK8 ? 256
+                                            : k->values;
+    symbols[1] = sparse ? (k->nibble ? 16 : k->values) : 0;
     limit[0] = k->alphabet == ESZ_PAIR ? ESZ_MAX_PAIR_BITS : sparse && small ? 8 : ESZ_MAX_CODE_BITS;
     limit[1] = small ? 8 : ESZ_MAX_CODE_BITS;
 }
@@ -120,7 +123,7 @@ static void esz_weigh_sparse(esz_choice *best, const uint8_t *d, size_t n, unsig
     uint32_t counts[512], recapped[512];
     double total = 0, least = 0;
     unsigned i, cap = 31;
-    esz_kind k = {ESZ_GAP, 0, 255, 0};
+    esz_kind k = {ESZ_GAP, 0, 255, 0, 256};
     k.nibble = nibble;
     for (i = 0; i < (nibble ? 16u : 256u); i++) {
         total += seen[i];
@@ -152,14 +155,15 @@ static void esz_weigh_sparse(esz_choice *best, const uint8_t *d, size_t n, unsig
     }
 }
 
-/* Sets *best to the cheapest allowed kind. Every allowed alphabet is weighed against storing the bytes. */
-static void esz_choose(esz_kind *best, const uint8_t *d, size_t n, const esz_encode_options *o) {
+/* Sets *best to the cheapest allowed kind and returns its size in bits. Every allowed alphabet is weighed against
+ * storing the bytes. `indices`: the bytes stand for values, so nibbles of them are not tried. */
+static double esz_choose(esz_kind *best, const uint8_t *d, size_t n, const esz_encode_options *o, int indices) {
     uint32_t bytes[512], nibbles[512] = {0};
-    esz_choice choice = {{ESZ_RAW, 0, 0, 0}, 0};
-    esz_kind k = {ESZ_PLAIN, 0, 0, 0};
+    esz_choice choice = {{ESZ_RAW, 0, 0, 0, 256}, 0};
+    esz_kind k = {ESZ_PLAIN, 0, 0, 0, 256};
     double scale;
     unsigned i;
-    choice.bits = 8.0 * (double)n;
+    choice.bits = (indices ? 64.0 : 8.0) * (double)n; /* an index replaces up to 8 bytes */
     scale = (double)n / (double)esz_sample(d, n, &k, bytes);
     for (i = 0; i < 256; i++) {
         nibbles[i & 15] += bytes[i];
@@ -167,11 +171,13 @@ static void esz_choose(esz_kind *best, const uint8_t *d, size_t n, const esz_enc
     }
     if (o->alphabets >> ESZ_PLAIN & 1) esz_weigh(&choice, &k, bytes, scale, o->small != 0);
     k.alphabet = ESZ_PAIR;
-    if (o->alphabets >> ESZ_PAIR & 1) esz_weigh(&choice, &k, nibbles, scale, o->small != 0);
+    if ((o->alphabets >> ESZ_PAIR & 1) && !indices) esz_weigh(&choice, &k, nibbles, scale, o->small != 0);
     esz_weigh_sparse(&choice, d, n, 0, bytes, o, scale);
-    if (esz_entropy(nibbles, 16) * scale <= ESZ_NIBBLE_MARGIN * choice.bits || choice.kind.alphabet == ESZ_RAW)
+    if (!indices &&
+        (esz_entropy(nibbles, 16) * scale <= ESZ_NIBBLE_MARGIN * choice.bits || choice.kind.alphabet == ESZ_RAW))
         esz_weigh_sparse(&choice, d, n, 1, nibbles, o, scale);
     *best = choice.kind;
+    return choice.bits;
 }
 
 #endif

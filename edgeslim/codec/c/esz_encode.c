@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "esz_book.h"
 #include "esz_choose.h"
 #include "esz_huffman.h"
 #include "esz_walk.h"
@@ -22,6 +23,14 @@ void esz_encoded_free(esz_encoded *encoded) {
     free(encoded->payload);
     encoded->payload = NULL;
 }
+
+/* A segment as it is coded: `items` are its bytes, or one index byte for each value of 2^book.log2 bytes. */
+typedef struct {
+    const uint8_t *bytes, *items;
+    size_t size;
+    esz_kind kind;
+    esz_book book;
+} source;
 
 static unsigned choose_streams(size_t items, const esz_kind *k, const esz_encode_options *o) {
     unsigned most = k->alphabet <= ESZ_PAIR ? 8 : 4;
@@ -56,13 +65,16 @@ static size_t store_block(uint8_t *p, const uint8_t *d, size_t n) {
     return n + 2;
 }
 
-/* Codes one block at `p`, which has room for n + 2 bytes and slack; returns its size. `shared` may be null. */
-static size_t code_block(uint8_t *p, const uint8_t *d, size_t n, const esz_kind *k, unsigned streams,
+/* Codes the block of `n` bytes from `start_byte` of the segment at `p`, which has room for n + 2 bytes and slack; returns
+ * its size. `shared` may be null. */
+static size_t code_block(uint8_t *p, const source *src, size_t start_byte, size_t n, unsigned streams,
                          const uint32_t *counts, const esz_codebook *shared, int small, int *used_shared) {
+    const esz_kind *k = &src->kind;
+    const uint8_t *d = src->items + (start_byte >> src->book.log2);
     esz_codebook own[2];
     const esz_codebook *b = own;
     uint64_t own_bits, shared_bits = ~(uint64_t)0, bits;
-    size_t own_bytes, at, items = esz_items(n, k), from, to, step;
+    size_t own_bytes, at, items = esz_items(n >> src->book.log2, k), from, to, step;
     esz_writer w;
     unsigned s;
     esz_set_codes(own, counts, k, small);
@@ -71,7 +83,7 @@ static size_t code_block(uint8_t *p, const uint8_t *d, size_t n, const esz_kind 
     if (shared != NULL) shared_bits = esz_set_bits(shared, counts);
     bits = own_bits < shared_bits ? own_bits : shared_bits;
     /* At most: header, stream sizes, and a started byte with the sentinel for each stream. */
-    if (2 + 3 * (streams - 1) + bits / 8 + 1 + streams > n + 2) return store_block(p, d, n);
+    if (2 + 3 * (streams - 1) + bits / 8 + 1 + streams > n + 2) return store_block(p, src->bytes + start_byte, n);
     p[0] = (uint8_t)streams;
     at = 2;
     if (own_bits < shared_bits) {
@@ -131,24 +143,27 @@ static int encode_raw(const uint8_t *d, size_t n, const esz_encode_options *o, e
 }
 
 /* One block without a directory. */
-static int encode_compact(const uint8_t *d, size_t n, const esz_kind *k, const esz_encode_options *o,
-                          esz_encoded *out) {
+static int encode_compact(const source *src, const esz_encode_options *o, esz_encoded *out) {
     uint32_t counts[512] = {0};
-    unsigned streams = choose_streams(esz_items(n, k), k, o);
+    size_t n = src->size, items = n >> src->book.log2, book = esz_book_write(NULL, &src->book);
+    unsigned streams = choose_streams(esz_items(items, &src->kind), &src->kind, o);
     int unused = 0;
-    out->payload = (uint8_t *)malloc(n + 32);
+    out->payload = (uint8_t *)malloc(book + n + 32);
     if (out->payload == NULL) return 2;
-    count_block(counts, d, n, k, streams);
+    count_block(counts, src->items, items, &src->kind, streams);
     out->flags |= ESZ_COMPACT;
-    out->coded_bytes = (uint32_t)code_block(out->payload, d, n, k, streams, counts, NULL, o->small != 0, &unused);
+    esz_book_write(out->payload, &src->book);
+    out->coded_bytes =
+        (uint32_t)(book + code_block(out->payload + book, src, 0, n, streams, counts, NULL, o->small != 0, &unused));
     out->payload_bytes = out->coded_bytes;
     out->hash = esz_xxh32_of(out->payload, out->payload_bytes);
     return 0;
 }
 
-static int encode_blocks(const uint8_t *d, size_t n, const esz_kind *k, const esz_encode_options *o,
-                         esz_encoded *out) {
-    size_t block = (size_t)1 << o->block_log2, blocks = (n - 1) / block + 1, i, at, set_bytes, size;
+static int encode_blocks(const source *src, const esz_encode_options *o, esz_encoded *out) {
+    const esz_kind *k = &src->kind;
+    const unsigned log2 = src->book.log2;
+    size_t n = src->size, block = (size_t)1 << o->block_log2, blocks = (n - 1) / block + 1, i, at, size, head_bytes;
     uint32_t *counts = (uint32_t *)calloc(blocks + 1, 512 * sizeof *counts), *sum;
     uint8_t *data = (uint8_t *)malloc(n + 2 * blocks + 32), *head = NULL;
     esz_codebook *shared = (esz_codebook *)malloc(2 * sizeof *shared);
@@ -157,33 +172,35 @@ static int encode_blocks(const uint8_t *d, size_t n, const esz_kind *k, const es
     sum = counts + 512 * blocks;
     for (i = 0; i < blocks; i++) {
         unsigned j;
-        size = n - i * block < block ? n - i * block : block;
-        count_block(counts + 512 * i, d + i * block, size, k, choose_streams(esz_items(size, k), k, o));
+        size = (n - i * block < block ? n - i * block : block) >> log2;
+        count_block(counts + 512 * i, src->items + (i * block >> log2), size, k,
+                    choose_streams(esz_items(size, k), k, o));
         for (j = 0; j < 512; j++) sum[j] += counts[512 * i + j];
     }
     esz_set_codes(shared, sum, k, o->small != 0);
-    set_bytes = esz_set_write(NULL, shared);
     esz_assign_codes(&shared[0]);
     if (shared[1].symbols) esz_assign_codes(&shared[1]);
-    head = (uint8_t *)malloc(8 * blocks + 1 + set_bytes);
+    head = (uint8_t *)malloc(8 * blocks + esz_book_write(NULL, &src->book) + 1 + esz_set_write(NULL, shared));
     if (head == NULL) goto done;
     for (i = at = 0; i < blocks; i++) {
         size_t start = at;
         size = n - i * block < block ? n - i * block : block;
-        at += code_block(data + at, d + i * block, size, k, choose_streams(esz_items(size, k), k, o),
+        at += code_block(data + at, src, i * block, size, choose_streams(esz_items(size >> log2, k), k, o),
                          counts + 512 * i, shared, o->small != 0, &used);
         esz_store32(head + 8 * i, (uint32_t)at);
         esz_store32(head + 8 * i + 4, esz_xxh32_of(data + start, at - start));
     }
-    head[8 * blocks] = (uint8_t)used;
-    if (used) esz_set_write(head + 8 * blocks + 1, shared);
-    out->directory_bytes = (uint32_t)(8 * blocks + 1 + (used ? set_bytes : 0));
-    out->hash = esz_xxh32_of(head, out->directory_bytes);
-    out->payload_bytes = out->coded_bytes = (uint32_t)(out->directory_bytes + at);
+    head_bytes = 8 * blocks;
+    head_bytes += esz_book_write(head + head_bytes, &src->book);
+    head[head_bytes++] = (uint8_t)used;
+    if (used) head_bytes += esz_set_write(head + head_bytes, shared);
+    out->directory_bytes = (uint32_t)head_bytes;
+    out->hash = esz_xxh32_of(head, head_bytes);
+    out->payload_bytes = out->coded_bytes = (uint32_t)(head_bytes + at);
     out->payload = (uint8_t *)malloc(out->payload_bytes);
     if (out->payload == NULL) goto done;
-    memcpy(out->payload, head, out->directory_bytes);
-    memcpy(out->payload + out->directory_bytes, data, at);
+    memcpy(out->payload, head, head_bytes);
+    memcpy(out->payload + head_bytes, data, at);
     out->block_log2 = (uint8_t)o->block_log2;
     status = 0;
 done:
@@ -194,25 +211,59 @@ done:
     return status;
 }
 
+/* Chooses how to code the segment: alphabet, and with a codebook or without. Returns 2 if out of memory. */
+static int prepare(source *src, const uint8_t *d, size_t n, const esz_encode_options *o) {
+    double bits;
+    unsigned log2;
+    src->bytes = src->items = d;
+    src->size = n;
+    src->book.index = NULL;
+    src->book.count = src->book.log2 = 0;
+    bits = esz_choose(&src->kind, d, n, o, 0);
+    for (log2 = 1; log2 <= 3 && (o->alphabets & ESZ_ALLOW_CODEBOOK); log2++) {
+        esz_book book;
+        esz_kind kind;
+        double book_bits;
+        int found = esz_book_try(&book, d, n, log2);
+        if (found == 2) return 2;
+        if (found == 0) continue;
+        book_bits = esz_choose(&kind, book.index, n >> log2, o, 1) + 8.0 * (double)esz_book_write(NULL, &book);
+        /* One value: a value table of one symbol would have no room for the symbol that no stream uses. */
+        if (kind.alphabet == ESZ_RAW || book_bits >= bits || (book.count == 1 && kind.alphabet != ESZ_PLAIN)) {
+            free(book.index);
+            continue;
+        }
+        bits = book_bits;
+        kind.values = book.count;
+        free(src->book.index);
+        src->book = book;
+        src->kind = kind;
+        src->items = book.index;
+    }
+    return 0;
+}
+
 int esz_encode_segment(const uint8_t *d, size_t n, const esz_encode_options *o, esz_encoded *out) {
-    esz_kind k;
-    size_t compact;
+    source src;
+    size_t compact = ESZ_MAX_COMPACT_BYTES;
     int status;
     memset(out, 0, sizeof *out);
     if (n > ESZ_MAX_SEGMENT_BYTES || o->block_log2 < ESZ_MIN_BLOCK_LOG2 || o->block_log2 > ESZ_MAX_BLOCK_LOG2 ||
         (o->streams != 0 && o->streams != 1 && o->streams != 4 && o->streams != 8))
         return 1;
     if (n == 0) return encode_raw(d, n, o, out);
-    esz_choose(&k, d, n, o);
-    if (k.alphabet == ESZ_RAW) return encode_raw(d, n, o, out);
-    out->alphabet = (uint8_t)k.alphabet;
-    out->flags = (uint8_t)(k.nibble ? ESZ_NIBBLE : 0);
-    out->fill = (uint8_t)k.fill;
-    for (out->cap_log2 = 0; k.cap >> out->cap_log2 != 0;) out->cap_log2++;
-    compact = (size_t)1 << o->block_log2;
-    if (compact > ESZ_MAX_COMPACT_BYTES) compact = ESZ_MAX_COMPACT_BYTES;
-    status = n <= compact ? encode_compact(d, n, &k, o, out) : encode_blocks(d, n, &k, o, out);
-    if (status == 0 && out->coded_bytes < n) return 0;
+    status = prepare(&src, d, n, o);
+    if (status == 0 && src.kind.alphabet != ESZ_RAW) {
+        out->alphabet = (uint8_t)src.kind.alphabet;
+        out->flags = (uint8_t)(src.kind.nibble ? ESZ_NIBBLE : 0);
+        out->fill = (uint8_t)src.kind.fill;
+        out->book_log2 = (uint8_t)src.book.log2;
+        while (src.kind.cap >> out->cap_log2 != 0) out->cap_log2++;
+        if (compact > (size_t)1 << o->block_log2) compact = (size_t)1 << o->block_log2;
+        status = n <= compact ? encode_compact(&src, o, out) : encode_blocks(&src, o, out);
+    }
+    free(src.book.index);
+    if (status == 0 && out->payload != NULL && out->coded_bytes < n) return 0;
     esz_encoded_free(out);
     memset(out, 0, sizeof *out);
     return status != 0 ? status : encode_raw(d, n, o, out);

@@ -22,6 +22,9 @@
 #define ESZ_HEADER_BYTES 64u
 #define ESZ_ENTRY_BYTES 44u /* of an index entry, before its shape and name */
 
+/* Required features. */
+#define ESZ_FEATURE_CODEBOOK 2u
+
 /* Alphabets. */
 #define ESZ_RAW 0u
 #define ESZ_PLAIN 1u

@@ -10,6 +10,7 @@
 
 typedef struct {
     unsigned alphabet, nibble, cap, fill;
+    unsigned values; /* symbols of a byte: 256, or the size of the codebook */
 } esz_kind;
 
 static inline void esz_store32(uint8_t *p, uint32_t x) {
