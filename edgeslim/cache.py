@@ -72,12 +72,16 @@ class Cache:
         self.limit_bytes = limit_bytes
 
     @classmethod
-    def default(cls) -> Cache:
+    def default(cls) -> Cache | None:
         """The user's cache, with the limit that ``$EDGESLIM_CACHE_LIMIT`` (a size such as ``2GB``) may set.
+
+        ``None`` where ``$EDGESLIM_CACHE`` is ``off``.
 
         Raises:
             BadInputError: the variable is no size.
         """
+        if os.environ.get("EDGESLIM_CACHE") == "off":
+            return None
         limit = os.environ.get("EDGESLIM_CACHE_LIMIT")
         size = parse_bytes(limit, "EDGESLIM_CACHE_LIMIT") if limit else DEFAULT_LIMIT_BYTES
         return cls(default_root(), limit_bytes=size)
@@ -140,6 +144,10 @@ class Cache:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         self.trim()
+
+    def remove(self, key: str) -> None:
+        """Removes an entry, if it is there."""
+        _remove(self.root / key)
 
     def entries(self) -> tuple[Entry, ...]:
         """All whole entries, the least lately used first."""

@@ -7,7 +7,9 @@ Inputs that can't all be known (own code, a metric of one's own) make a build al
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
@@ -18,10 +20,10 @@ from edgeslim.cache import Cache, hash_file, hash_parts
 from edgeslim.core import Report
 from edgeslim.errors import BadInputError
 from edgeslim.fields import parse_fields
-from edgeslim.project import PROJECT_FILE, Plan
+from edgeslim.project import PROJECT_FILE, Overrides, Plan, plan_build
 from edgeslim.source import Source, resolve_source
 
-__all__ = ["find_unchanged", "input_files", "remember", "versions", "write_depfile"]
+__all__ = ["find_unchanged", "input_files", "remember", "versions", "why_changed", "write_depfile"]
 
 _LIBRARIES = (
     "datasets",
@@ -37,6 +39,7 @@ _LIBRARIES = (
 )
 _MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*/config.json", "LICEN[SC]E*", "README.md")
 _STEP = "build"
+_PARTS = {"files": "", "settings": "the setting ", "versions": "the version of "}
 
 
 @cache
@@ -72,13 +75,11 @@ def input_files(plan: Plan, source: Source) -> tuple[Path, ...]:
 
 def find_unchanged(plan: Plan, store: Cache) -> Report | None:
     """The report of an earlier build of the same ``plan`` whose output still lies there untouched, or ``None``."""
-    key = _build_key(plan)
-    if key is None:
+    inputs = _build_inputs(plan)
+    if inputs is None:
         return None
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
-        facts = store.fetch(key, Path(folder) / "entry")
+        facts = store.fetch(hash_parts(_STEP, inputs), Path(folder) / "entry")
     if facts is None:
         return None
     published, report = facts.get("published"), facts.get("report")
@@ -96,34 +97,64 @@ def find_unchanged(plan: Plan, store: Cache) -> Report | None:
 
 def remember(plan: Plan, store: Cache, report: Report, published: Mapping[str, str], empty: Path) -> None:
     """Keeps ``report`` for ``find_unchanged``; ``published`` are the hashes of the files in ``plan.out``."""
-    key = _build_key(plan)
-    if key is not None:
+    inputs = _build_inputs(plan)
+    if inputs is not None:
         empty.mkdir()
-        store.store(key, _STEP, empty, {"published": dict(published), "report": report.to_dict()})
+        facts = {"published": dict(published), "report": report.to_dict()}
+        for key, step, kept in ((hash_parts(_STEP, inputs), _STEP, facts), (_last_key(plan), "last inputs", inputs)):
+            store.remove(key)
+            store.store(key, step, empty, kept)
 
 
-def write_depfile(path: Path, target: str, files: tuple[Path, ...]) -> None:
-    """Writes ``target: files…`` as Make and Ninja read it."""
-    escaped = [
-        str(item).replace("\\", "\\\\").replace(" ", "\\ ").replace("#", "\\#").replace("$", "$$") for item in files
-    ]
+def why_changed(plan: Plan, store: Cache) -> tuple[str, ...]:
+    """What differs from the last build into the same output folder, in words; empty if nothing does."""
+    now = _build_inputs(plan)
+    if now is None:
+        return ("own code may depend on anything: it always runs",)
+    with tempfile.TemporaryDirectory() as folder:
+        last = store.fetch(_last_key(plan), Path(folder) / "entry")
+    if last is None:
+        return (f"no earlier build into {plan.out} is known",)
+    reasons = []
+    for part, table in now.items():
+        earlier = last.get(part)
+        before = earlier if isinstance(earlier, Mapping) else {}
+        for name in sorted({*table, *before}):
+            if json.dumps(table.get(name), sort_keys=True) != json.dumps(before.get(name), sort_keys=True):
+                state = "is new" if name not in before else "is gone" if name not in table else "changed"
+                reasons.append(f"{_PARTS[part]}{name} {state}")
+    return tuple(reasons)
+
+
+def write_depfile(path: Path, artifact: str, overrides: Overrides) -> None:
+    """Writes ``artifact: inputs…`` as Make and Ninja read it.
+
+    Raises:
+        BadInputError: the file can't be written.
+    """
+    plan = plan_build(overrides)
+    source = resolve_source(plan.model, base=plan.base, tokenizer=plan.tokenizer, name=plan.name)
+    names = [_escape(str(item)) for item in input_files(plan, source)]
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(f"{_escape(target)}: " + " \\\n  ".join(escaped) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(f"{_escape(artifact)}: " + " \\\n  ".join(names) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise BadInputError("--depfile", f"can't write {path}: {error.strerror}", expected="a writable file") from error
 
 
 def _escape(name: str) -> str:
     return name.replace("\\", "\\\\").replace(" ", "\\ ").replace("#", "\\#").replace("$", "$$")
 
 
-def _build_key(plan: Plan) -> str | None:
+def _build_inputs(plan: Plan) -> dict[str, dict[str, Any]] | None:
+    """All that the result depends on, or ``None`` where that can't be known."""
     if plan.task is not None and ":" in plan.task:
         return None
     source = resolve_source(plan.model, base=plan.base, tokenizer=plan.tokenizer, name=plan.name)
     if source.kind == "module":
         return None
-    files = {str(path): hash_file(path) for path in input_files(plan, source)}
-    wanted: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "target": asdict(plan.target),
         "recipe": [dict(table) for table in plan.recipe.tables],
         "data": asdict(plan.data),
@@ -134,7 +165,12 @@ def _build_key(plan: Plan) -> str | None:
         "seed": plan.seed,
         "out": str(plan.out.absolute()),
     }
-    return hash_parts(_STEP, files, wanted, versions())
+    files = {str(path): hash_file(path) for path in input_files(plan, source)}
+    return {"files": files, "settings": settings, "versions": dict(versions())}
+
+
+def _last_key(plan: Plan) -> str:
+    return hash_parts("last", str(plan.out.absolute()))
 
 
 def _external_files(path: Path) -> tuple[Path, ...]:

@@ -28,6 +28,7 @@ from edgeslim.checks.operators import check_operators
 from edgeslim.checks.size import check_size
 from edgeslim.core import Artifact, ArtifactInfo, Context, Feed, Finding, Progress, Quiet, Report, Task
 from edgeslim.data import load_tokenizer
+from edgeslim.errors import BadInputError
 from edgeslim.inputs import input_files, remember, versions
 from edgeslim.packaging.android import AndroidSettings, MavenCoordinates, write_aar, write_maven
 from edgeslim.packaging.archive import apk_download_bytes
@@ -61,7 +62,7 @@ def run_build(plan: Plan, progress: Progress | None = None, cache: Cache | None 
     progress = progress or Quiet()
     source = resolve_source(plan.model, base=plan.base, tokenizer=plan.tokenizer, name=plan.name)
     pooling = pooling_from_folder(source.path) if source.kind == "huggingface" and source.path else None
-    task = resolve_task(plan.task, config=source.config, pooling=pooling)
+    task = resolve_task(plan.task, config=source.config, pooling=pooling, folder=plan.base)
     with scratch_folder(plan.out) as work:
         steps = Steps(work, cache, versions(), progress)
         reference, samples = _export(source, task, plan, steps)
@@ -108,6 +109,17 @@ def run_build(plan: Plan, progress: Progress | None = None, cache: Cache | None 
 
 def _export(source: Source, task: Task, plan: Plan, steps: Steps) -> tuple[Path, Samples]:
     """The folder of the float graph, compared with its source, and the samples that fit its inputs."""
+    classifier = isinstance(task, TextClassification) or (
+        not isinstance(task, FeatureExtraction) and is_classifier(source.config)
+    )
+    architectures = source.config.get("architectures")
+    if classifier and source.kind == "huggingface" and architectures and not is_classifier(source.config):
+        raise BadInputError(
+            source.spec,
+            f"{architectures[0]} has no classification head",
+            expected="a model for sequence classification",
+            hint="--task feature-extraction takes an encoder as it is",
+        )
     own = load_own(source) if source.kind == "module" else None
     example: Feed | None = None
     if own is not None:
@@ -128,9 +140,6 @@ def _export(source: Source, task: Task, plan: Plan, steps: Steps) -> tuple[Path,
     )
     compared = (*samples.calibration[:COMPARED_SAMPLES], *samples.padded)
     opset_max = plan.target.runtime.opset_max
-    classifier = isinstance(task, TextClassification) or (
-        not isinstance(task, FeatureExtraction) and is_classifier(source.config)
-    )
 
     def make(folder: Path, scratch: Path) -> StepFacts:  # noqa: ARG001
         if own is not None:

@@ -65,7 +65,8 @@ def scratch_folder(out: Path) -> Iterator[Path]:
 def publish(ready: Path, out: Path) -> None:
     """Renames every file below ``ready`` into ``out``; other files there stay.
 
-    The package goes first and the report last of the top folder, then folders. Each file is whole at every moment: it is either the old one or the new one.
+    The package goes first and the report last of the top folder, then folders. Each file is whole at every moment: it
+    is either the old one or the new one.
     """
     files = [path for path in ready.rglob("*") if path.is_file()]
     files.sort(key=lambda path: (len(path.parts), path.suffix == ".json", path))

@@ -42,6 +42,7 @@ LAYERS = {
     "pipeline": 3,
     "recipe": 3,
     "steps": 3,
+    "explain": 3,
     "inputs": 3,
     "workspace": 3,
     "project": 3,
