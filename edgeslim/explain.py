@@ -49,7 +49,7 @@ def explain_plan(overrides: Overrides, *, as_json: bool) -> str:
     lines = [
         f"model    {source.name} ({source.kind}: {source.spec}); {len(files)} input files, {size / 1e6:.1f} MB",
         f"target   {plan.target.name}: {plan.target.summary}",
-        f"task     {plan.task or "as the model's config says"}",
+        "task     " + (plan.task or "the one that the config of the model speaks of"),
         f"data     {data}",
         "budget   " + (", ".join(f"{name} {limit:g}" for name, limit in limits.items()) or "none"),
         f"output   {plan.out}, a package of kind {plan.target.package.kind}",

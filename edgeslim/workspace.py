@@ -35,31 +35,36 @@ def scratch_folder(out: Path) -> Iterator[Path]:
     parent = out.absolute().parent
     made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        if out.exists() and not out.is_dir():
-            raise BadInputError(str(out), "a file", expected="a folder for the build's output, new or old")
-        if not os.access(out if out.exists() else parent, os.W_OK):
-            raise PermissionError(13, "not writable")
-        _remove_abandoned(parent)
-        work = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-        lock = (work / _LOCK).open("w")
-    except OSError as error:
-        raise BadInputError(
-            str(out), f"can't write here: {error.strerror or error}", expected="a folder that can be written"
-        ) from error
-    with lock:
+        work = _make_scratch(out, parent)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield work
+            with (work / _LOCK).open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield work
         except OSError as error:
             raise BadInputError(
                 str(error.filename or out), error.strerror or str(error), expected="room and rights to write there"
             ) from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
-            for folder in made:
-                with suppress(OSError):  # something lies in it
-                    folder.rmdir()
+    finally:
+        for folder in made:
+            with suppress(OSError):  # something lies in it
+                folder.rmdir()
+
+
+def _make_scratch(out: Path, parent: Path) -> Path:
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        if out.exists() and not out.is_dir():
+            raise BadInputError(str(out), "a file", expected="a folder for the build's output, new or old")
+        if not os.access(out if out.exists() else parent, os.W_OK):
+            raise PermissionError(13, "not writable")
+        _remove_abandoned(parent)
+        return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+    except OSError as error:
+        raise BadInputError(
+            str(out), f"can't write here: {error.strerror or error}", expected="a folder that can be written"
+        ) from error
 
 
 def publish(ready: Path, out: Path) -> None:

@@ -1,17 +1,20 @@
 """Decodes ESZ containers with the C decoder, the very source that a device compiles.
 
-``decode_container`` works in memory. ``decode_file`` reads front to back and holds one directory, one coded block and
-one decoded block at a time, as a device that writes flash would. ``read_index`` reads no payload.
+``decode_container`` works in memory, with as many threads as one likes. ``decode_file`` reads front to back and holds
+one directory, one coded block and one decoded block at a time, as a device that writes flash would. ``read_index``
+reads no payload.
 
 A malformed container raises ``BadInputError``, which names the byte and the segment.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import ctypes
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -141,6 +144,30 @@ class _Decoder:
         expected, hint = _MEANING.get(status, ("", ""))
         raise BadInputError(f"{self.source}: {place}", text, expected=expected, hint=hint)
 
+    def begin(self, segment: _Segment, directory: npt.NDArray[np.uint8], number: int) -> None:
+        """Makes ready for a segment: its directory and tables are checked."""
+        self.directory = directory  # must stay while blocks are decoded
+        status = self.library.esz_segment_begin(
+            self.work, ctypes.byref(segment), directory.ctypes.data, directory.nbytes
+        )  # fmt: skip
+        self.check(status, segment.coded_offset, number)
+
+    def block_at(self, block: int) -> tuple[int, int, int]:
+        """Offset in the segment's data, coded size and decoded size of a block."""
+        found = (ctypes.c_uint32 * 3)()
+        at = ctypes.addressof(found)
+        self.library.esz_block_at(self.work, block, at, at + 4, at + 8)
+        return found[0], found[1], found[2]
+
+    def block(
+        self, segment: _Segment, block: int, coded: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8], start: int
+    ) -> None:
+        """Decodes one block; ``start``: where it lies in the payload."""
+        status = self.library.esz_block_decode(
+            self.work, block, coded.ctypes.data, coded.nbytes, out.ctypes.data, out.nbytes
+        )  # fmt: skip
+        self.check(status, segment.coded_offset + start, segment.number, block)
+
     def header(self, data: npt.NDArray[np.uint8]) -> _Header:
         header = _Header()
         self.check(self.library.esz_parse_header(data.ctypes.data, data.nbytes, ctypes.byref(header)), 0)
@@ -163,6 +190,27 @@ class _Decoder:
             yield segment
 
 
+class _ImageHash:
+    """XXH32 of the image, in pieces."""
+
+    def __init__(self) -> None:
+        library = load_library()
+        library.esz_hash_begin.restype = ctypes.c_size_t
+        library.esz_hash_begin.argtypes = (ctypes.c_void_p,)
+        library.esz_hash_add.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+        library.esz_hash_end.restype = ctypes.c_uint32
+        self.library = library
+        self.state = ctypes.create_string_buffer(library.esz_hash_begin(None))
+        library.esz_hash_begin(self.state)
+
+    def add(self, data: npt.NDArray[np.uint8]) -> None:
+        self.library.esz_hash_add(self.state, data.ctypes.data, data.nbytes)
+
+    def check(self, header: _Header, source: str) -> None:
+        if self.library.esz_hash_end(self.state) != header.image_hash:
+            _Decoder(source).check(20, 48)
+
+
 def read_index(path: Path) -> esz.ContainerInfo:
     """What the container ``path`` holds, by its header and index; no payload is read.
 
@@ -178,8 +226,12 @@ def read_index(path: Path) -> esz.ContainerInfo:
         return esz.parse_index(header, file.read(header.index_bytes), str(path))
 
 
-def decode_container(data: bytes | bytearray | memoryview) -> bytearray:
+def decode_container(data: bytes | bytearray | memoryview, *, threads: int = 1) -> bytearray:
     """The image that the container ``data`` holds; all hashes are checked.
+
+    Args:
+        data: the whole container.
+        threads: how many threads decode blocks at the same time.
 
     Raises:
         BadInputError: the container is malformed.
@@ -189,16 +241,62 @@ def decode_container(data: bytes | bytearray | memoryview) -> bytearray:
     header = decoder.header(source)
     if header.file_bytes != source.nbytes:
         decoder.check(9, 40)
-    for _ in decoder.segments(header, source[esz.HEADER_BYTES : esz.HEADER_BYTES + header.index_bytes]):
-        pass  # nothing is allocated for an index that is not sound
+    # All of the index, so that nothing is allocated for one that is not sound.
+    segments = tuple(decoder.segments(header, source[esz.HEADER_BYTES : esz.HEADER_BYTES + header.index_bytes]))
     image = bytearray(header.decoded_bytes)
     target = _array(image)
+    if threads > 1:
+        _decode_parallel(header, segments, source, target, threads)
+        return image
     where = _Where()
     status = decoder.library.esz_decode_image(
         decoder.work, source.ctypes.data, source.nbytes, target.ctypes.data, target.nbytes, 0, ctypes.byref(where)
     )
     decoder.check(status, where.offset, where.segment, where.block)
     return image
+
+
+def _decode_parallel(
+    header: _Header,
+    segments: tuple[_Segment, ...],
+    source: npt.NDArray[np.uint8],
+    target: npt.NDArray[np.uint8],
+    threads: int,
+) -> None:
+    """Decodes stretches of blocks in ``threads`` threads, each with a decoder of its own."""
+    share = max(1, header.decoded_bytes // (4 * threads))
+    stretches = []
+    for number, segment in enumerate(segments):
+        step = max(1, share // max(1, segment.block_bytes))
+        stretches += [(number, first, step) for first in range(0, max(1, segment.block_count), step)]
+    local = threading.local()
+
+    def decode(stretch: tuple[int, int, int]) -> None:
+        number, first, step = stretch
+        segment = segments[number]
+        if not hasattr(local, "decoder"):
+            local.decoder = _Decoder("container")
+        decoder: _Decoder = local.decoder
+        end = segments[number - 1].coded_offset + segments[number - 1].coded_bytes if number else 0
+        end = end or esz.HEADER_BYTES + header.index_bytes
+        if first == 0 and source[end : segment.coded_offset].any():
+            decoder.check(13, end, number)
+        payload = source[segment.coded_offset : segment.coded_offset + segment.coded_bytes]
+        decoder.begin(segment, payload[: segment.directory_bytes], number)
+        if first == 0 and payload[segment.directory_bytes : segment.data_offset].any():
+            decoder.check(13, segment.coded_offset + segment.directory_bytes, number)
+        for block in range(first, min(first + step, segment.block_count)):
+            offset, coded_bytes, decoded_bytes = decoder.block_at(block)
+            start = segment.data_offset + offset
+            to = segment.decoded_offset + block * segment.block_bytes
+            decoder.block(segment, block, payload[start : start + coded_bytes], target[to : to + decoded_bytes], start)
+
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(decode, stretches):
+            pass
+    image_hash = _ImageHash()
+    image_hash.add(target)
+    image_hash.check(header, "container")
 
 
 def decode_file(src: Path, dst: Path) -> None:
@@ -224,7 +322,6 @@ def decode_file(src: Path, dst: Path) -> None:
 
 def _decode_stream(source: IO[bytes], target: IO[bytes], name: str) -> None:
     decoder = _Decoder(name)
-    library = decoder.library
     header = decoder.header(_array(source.read(esz.HEADER_BYTES)))
     size = os.fstat(source.fileno()).st_size
     if header.file_bytes != size:
@@ -233,37 +330,22 @@ def _decode_stream(source: IO[bytes], target: IO[bytes], name: str) -> None:
     segments = tuple(decoder.segments(header, index))
     largest = max((segment.block_bytes for segment in segments), default=0)
     decoded = np.empty(largest, np.uint8)
-    state = ctypes.create_string_buffer(library.esz_hash_begin(None))
-    library.esz_hash_begin(state)
-    library.esz_hash_add.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-    library.esz_hash_end.restype = ctypes.c_uint32
+    image_hash = _ImageHash()
     end = esz.HEADER_BYTES + header.index_bytes
-    offset, coded_bytes, decoded_bytes = ctypes.c_uint32(), ctypes.c_uint32(), ctypes.c_uint32()
     for number, segment in enumerate(segments):
         if any(source.read(segment.coded_offset - end)):
             decoder.check(13, end, number)
-        directory = _array(source.read(segment.directory_bytes))
-        status = library.esz_segment_begin(
-            decoder.work, ctypes.byref(segment), directory.ctypes.data, directory.nbytes
-        )  # fmt: skip
-        decoder.check(status, segment.coded_offset, number)
+        decoder.begin(segment, _array(source.read(segment.directory_bytes)), number)
         if any(source.read(segment.data_offset - segment.directory_bytes)):
             decoder.check(13, segment.coded_offset + segment.directory_bytes, number)
         for block in range(segment.block_count):
-            library.esz_block_at(
-                decoder.work, block, ctypes.byref(offset), ctypes.byref(coded_bytes), ctypes.byref(decoded_bytes)
-            )
-            coded = _array(source.read(coded_bytes.value))
-            out = decoded[: decoded_bytes.value]
-            status = library.esz_block_decode(
-                decoder.work, block, coded.ctypes.data, coded.nbytes, out.ctypes.data, out.nbytes
-            )
-            decoder.check(status, segment.coded_offset + segment.data_offset + offset.value, number, block)
-            library.esz_hash_add(state, out.ctypes.data, out.nbytes)
+            offset, coded_bytes, decoded_bytes = decoder.block_at(block)
+            out = decoded[:decoded_bytes]
+            decoder.block(segment, block, _array(source.read(coded_bytes)), out, segment.data_offset + offset)
+            image_hash.add(out)
             target.write(out.data)
         end = segment.coded_offset + segment.coded_bytes
-    if library.esz_hash_end(state) != header.image_hash:
-        decoder.check(20, 48)
+    image_hash.check(header, name)
 
 
 def _array(data: bytes | bytearray | memoryview) -> npt.NDArray[np.uint8]:

@@ -183,6 +183,29 @@ def test_failed_decode_leaves_no_file(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.esz"]
 
 
+def test_threads_decode_the_same_and_refuse_the_same() -> None:
+    segments = [
+        Segment("a", int8(16, 300_000, 0.9), "int8", (300_000,)),
+        Segment("", b"", "bytes", ()),
+        Segment("b", np.random.default_rng(17).bytes(60_000), "bytes", ()),
+        Segment("c", int8(18, 5_000, 0), "int8", (5_000,)),
+    ]
+    coded = bytearray(encode_container(segments, block_bytes=4096))
+    image = decode_container(coded)
+    for threads in (2, 3):
+        assert decode_container(coded, threads=threads) == image
+        for at in range(64, len(coded), len(coded) // 60):
+            coded[at] ^= 4
+            with pytest.raises(BadInputError, match="byte"):
+                decode_container(coded, threads=threads)
+            coded[at] ^= 4
+        damaged = bytearray(coded)
+        damaged[48] ^= 1
+        damaged[60:64] = xxh32(damaged[:60]).to_bytes(4, "little")
+        with pytest.raises(BadInputError, match="image hash"):
+            decode_container(damaged, threads=threads)
+
+
 @pytest.mark.parametrize(
     ("segment", "word"),
     [

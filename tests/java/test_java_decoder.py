@@ -37,7 +37,7 @@ def _fresh_library(c_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def payloads(size: int) -> Iterator[bytes]:
-    """Bytes that each alphabet likes: dense, sparse, half, 2:4 and constant, as int8 and as nibbles, and noise."""
+    """Bytes that each alphabet likes: dense, sparse, half, 2:4, constant and clustered, and noise."""
     random_ = np.random.default_rng(size)
     int8 = np.clip(np.round(random_.normal(0, 20, size)), -127, 127).astype(np.int8)
     nibbles = np.clip(np.round(random_.normal(8, 2, 2 * size)), 0, 15).astype(np.uint8)
@@ -47,15 +47,21 @@ def payloads(size: int) -> Iterator[bytes]:
         yield (sparse[::2] | sparse[1::2] << 4).astype(np.uint8).tobytes()
     yield np.where(np.arange(size) % 4 < 2, 0, int8).tobytes()
     yield random_.bytes(size)
+    for width in (2, 4, 8):  # clustered values: a codebook
+        values = np.frombuffer(random_.bytes(20 * width), dtype=f"V{width}")
+        clusters = np.where(random_.random(size // width) < 0.5, 0, random_.integers(0, 20, size // width))
+        yield values[clusters].tobytes()
 
 
 def containers(sizes: tuple[int, ...]) -> Iterator[tuple[bytes, bytes]]:
     """Images and their containers, by every alphabet and block size."""
     for size in sizes:
         for data in payloads(size):
-            segment = Segment(name="weight", data=data, dtype="bytes", shape=(size,))
+            segment = Segment(name="weight", data=data, dtype="bytes", shape=(len(data),))
             for alphabet in ALPHABETS:
                 yield data, encode_container([segment], block_bytes=4096, alphabets=["RAW", alphabet])
+            for block_bytes in (4096, 65_536):
+                yield data, encode_container([segment], block_bytes=block_bytes, alphabets=[*ALPHABETS, "CODEBOOK"])
             yield data, encode_container([segment])
             yield data, encode_container([segment], small_memory=True)
             many = [segment, Segment(name="ä", data=data[:9], dtype="bytes", shape=()), segment]
@@ -183,7 +189,7 @@ def test_same_verdicts_as_the_c_decoder(run_java: Callable[..., str]) -> None:
 @pytest.mark.parametrize("size", [1, 9, 200, 700])
 def test_every_truncation_and_bit_flip_is_rejected(run_java: Callable[..., str], tmp_path: Path, size: int) -> None:
     for number, data in enumerate(payloads(size)):
-        segment = Segment(name="w", data=data, dtype="bytes", shape=(size,))
+        segment = Segment(name="w", data=data, dtype="bytes", shape=(len(data),))
         (tmp_path / f"{number}.esz").write_bytes(encode_container([segment], block_bytes=4096))
     assert_all_rejected(run_java, sorted(tmp_path.glob("*.esz")))
 

@@ -1,7 +1,7 @@
 /* ESZ decoder: turns an ESZ container (FORMAT.md) back into the image that it holds.
  *
  * C99, needs stdint, stddef and string.h only; no heap, no stdio, no global state. The caller owns all memory, and
- * a size travels with every pointer. An esz_decoder is the only work space: about 20 KiB, or under 1 KiB when built
+ * a size travels with every pointer. An esz_decoder is the only work space: about 17 KiB, or under 1 KiB when built
  * with ESZ_SMALL (canonical decoding without look-up tables, for small devices). It may lie in static memory; one
  * per thread decodes blocks in parallel.
  *

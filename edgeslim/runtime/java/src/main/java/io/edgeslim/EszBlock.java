@@ -26,6 +26,10 @@ final class EszBlock {
     private final EszIndex.Segment segment;
     private final ByteBuffer in;
     private final byte[] coded;
+    private final byte[] decoded;
+    /** The codebook's values, or null. */
+    private final byte[] book;
+    /** Where items go: the decoded buffer, or, with a codebook, indices that are replaced by values afterwards. */
     private final byte[] out;
     private int streams;
     /** Per stream: the next bit, and the bit behind the stream's last byte. */
@@ -35,23 +39,29 @@ final class EszBlock {
     private final int[] item = new int[MAX_STREAMS];
     private final int[] endItem = new int[MAX_STREAMS];
 
-    EszBlock(EszIndex.Segment segment, byte[] coded, byte[] out) {
+    /** Both buffers are the caller's; {@code book} is null for a segment without a codebook. */
+    EszBlock(EszIndex.Segment segment, byte[] coded, byte[] decoded, byte[] book) {
         this.segment = segment;
         this.coded = coded;
         this.in = ByteBuffer.wrap(coded).order(ByteOrder.LITTLE_ENDIAN);
-        this.out = out;
+        this.decoded = decoded;
+        this.book = book;
+        this.out = book == null ? decoded : new byte[decoded.length >> segment.bookLog2];
     }
 
-    /** Decodes {@code codedBytes} at the start of the coded buffer to exactly {@code decodedBytes}. */
-    void decode(int codedBytes, int decodedBytes, EszTable.Set[] sets) throws EszException {
-        EszTable.Reader reader = new EszTable.Reader(coded, 0, codedBytes, segment);
+    /** Decodes the coded buffer's bytes from {@code start} to {@code end} to exactly {@code decodedBytes}. */
+    void decode(int start, int end, int decodedBytes, EszTable.Set[] sets) throws EszException {
+        EszTable.Reader reader = new EszTable.Reader(coded, start, end, segment);
+        if (book != null) {
+            reader.useSymbols(book.length >> segment.bookLog2);
+        }
         int mode = reader.u8();
         int table = reader.u8();
         if (mode == STORED) {
-            if (table != 0 || codedBytes - reader.at != decodedBytes) {
+            if (table != 0 || end - reader.at != decodedBytes) {
                 throw segment.error("a stored block has the wrong size");
             }
-            System.arraycopy(coded, reader.at, out, 0, decodedBytes);
+            System.arraycopy(coded, reader.at, decoded, 0, decodedBytes);
             return;
         }
         boolean sparse = segment.alphabet == EszIndex.GAP || segment.alphabet == EszIndex.MASK8;
@@ -67,11 +77,11 @@ final class EszBlock {
             throw segment.error("a block uses a table that isn't there");
         }
         streams = mode;
-        layStreams(reader, codedBytes);
+        layStreams(reader, end);
+        int items = decodedBytes >> segment.bookLog2;
         if (sparse) {
-            int elements = segment.nibble ? 2 * decodedBytes : decodedBytes;
-            layChunks(elements);
-            Arrays.fill(out, 0, decodedBytes, (byte) (segment.nibble ? segment.fill * 17 : segment.fill));
+            layChunks(segment.nibble ? 2 * items : items);
+            Arrays.fill(out, 0, items, (byte) (segment.nibble ? segment.fill * 17 : segment.fill));
             if (segment.alphabet == EszIndex.GAP) {
                 gaps(set);
             } else {
@@ -81,18 +91,40 @@ final class EszBlock {
             if (streams == 8) {
                 for (int s = 0; s < 8; s++) {
                     item[s] = s;
-                    endItem[s] = decodedBytes;
+                    endItem[s] = items;
                 }
                 bytes(set.first, 8);
             } else {
-                layChunks(decodedBytes);
+                layChunks(items);
                 bytes(set.first, 1);
             }
         }
         checkSentinels();
+        if (book != null) {
+            lookUp(items);
+        }
     }
 
-    private void layStreams(EszTable.Reader reader, int codedBytes) throws EszException {
+    /** Replaces each of {@code items} indices by its value of the codebook. */
+    private void lookUp(int items) {
+        ByteBuffer values = ByteBuffer.wrap(book);
+        ByteBuffer target = ByteBuffer.wrap(decoded);
+        for (int i = 0; i < items; i++) {
+            int index = out[i] & 255;
+            switch (segment.bookLog2) {
+                case 1:
+                    target.putShort(2 * i, values.getShort(2 * index));
+                    break;
+                case 2:
+                    target.putInt(4 * i, values.getInt(4 * index));
+                    break;
+                default:
+                    target.putLong(8 * i, values.getLong(8 * index));
+            }
+        }
+    }
+
+    private void layStreams(EszTable.Reader reader, int end) throws EszException {
         int[] size = new int[streams];
         for (int s = 0; s < streams - 1; s++) {
             size[s] = reader.u24();
@@ -100,9 +132,9 @@ final class EszBlock {
         int at = reader.at;
         for (int s = 0; s < streams; s++) {
             if (s == streams - 1) {
-                size[s] = codedBytes - at;
+                size[s] = end - at;
             }
-            if (size[s] < 1 || size[s] > codedBytes - at) {
+            if (size[s] < 1 || size[s] > end - at) {
                 throw segment.error("a stream's size is wrong");
             }
             bit[s] = at * 8;

@@ -20,6 +20,7 @@ public final class EszDecoder {
     private static final int MAX_SETS = 64;
     /** A set of two tables, each with 256 symbols listed (form 2). */
     private static final int MAX_SET_BYTES = 2 * (2 + 256 + 128);
+    private static final int MAX_BOOK_BYTES = 1 + 256 * 8;
 
     private final EszSource source;
     private final OutputStream out;
@@ -68,7 +69,10 @@ public final class EszDecoder {
             emit(coded, size);
             return;
         }
-        new EszBlock(segment, coded, decoded).decode(size, segment.decodedBytes, new EszTable.Set[0]);
+        EszTable.Reader reader = new EszTable.Reader(coded, 0, size, segment);
+        byte[] book = segment.bookLog2 == 0 ? null : reader.book();
+        EszBlock block = new EszBlock(segment, coded, decoded, book);
+        block.decode(reader.at, size, segment.decodedBytes, new EszTable.Set[0]);
         emit(decoded, segment.decodedBytes);
     }
 
@@ -76,7 +80,7 @@ public final class EszDecoder {
         boolean raw = segment.alphabet == EszIndex.RAW;
         int blocks = segment.blockCount();
         long least = (long) blocks * BLOCK_ENTRY_BYTES + (raw ? 0 : 1);
-        long most = least + (raw ? 0 : MAX_SETS * MAX_SET_BYTES);
+        long most = least + (raw ? 0 : MAX_SETS * MAX_SET_BYTES + MAX_BOOK_BYTES);
         if (segment.directoryBytes < least || segment.directoryBytes > most) {
             throw segment.error("directory has the wrong size");
         }
@@ -90,12 +94,18 @@ public final class EszDecoder {
         }
         ByteBuffer entries = ByteBuffer.wrap(directory).order(ByteOrder.LITTLE_ENDIAN);
         checkEnds(segment, entries, blocks, segment.codedEnd() - dataStart);
-        EszTable.Set[] sets = raw ? new EszTable.Set[0] : sets(segment, directory, blocks * BLOCK_ENTRY_BYTES);
+        EszTable.Reader tables =
+                new EszTable.Reader(directory, blocks * BLOCK_ENTRY_BYTES, directory.length, segment);
+        byte[] book = segment.bookLog2 == 0 ? null : tables.book();
+        EszTable.Set[] sets = raw ? new EszTable.Set[0] : sets(segment, tables);
+        if (tables.at != directory.length) {
+            throw segment.error("directory is longer than its tables");
+        }
         source.skipPadding(dataStart);
 
         int blockBytes = 1 << segment.blockLog2;
         reserve(Math.min(blockBytes, segment.decodedBytes) + 2, Math.min(blockBytes, segment.decodedBytes));
-        EszBlock block = new EszBlock(segment, coded, decoded);
+        EszBlock block = new EszBlock(segment, coded, decoded, book);
         int start = 0;
         for (int i = 0; i < blocks; i++) {
             int end = entries.getInt(i * BLOCK_ENTRY_BYTES);
@@ -108,7 +118,7 @@ public final class EszDecoder {
             if (raw) {
                 emit(coded, size);
             } else {
-                block.decode(size, decodedBytes, sets);
+                block.decode(0, size, decodedBytes, sets);
                 emit(decoded, decodedBytes);
             }
             start = end;
@@ -137,8 +147,7 @@ public final class EszDecoder {
         }
     }
 
-    private static EszTable.Set[] sets(EszIndex.Segment segment, byte[] directory, int at) throws EszException {
-        EszTable.Reader reader = new EszTable.Reader(directory, at, directory.length, segment);
+    private static EszTable.Set[] sets(EszIndex.Segment segment, EszTable.Reader reader) throws EszException {
         int count = reader.u8();
         if (count > MAX_SETS) {
             throw segment.error("too many table sets");
@@ -146,9 +155,6 @@ public final class EszDecoder {
         EszTable.Set[] sets = new EszTable.Set[count];
         for (int i = 0; i < count; i++) {
             sets[i] = reader.set();
-        }
-        if (reader.at != directory.length) {
-            throw segment.error("directory is longer than its tables");
         }
         return sets;
     }

@@ -13,6 +13,8 @@ final class EszIndex {
     static final int GAP = 3;
     static final int MASK8 = 4;
 
+    /** Required features that this decoder knows. */
+    private static final int CODEBOOK_FEATURE = 2;
     private static final int HEADER_BYTES = 64;
     private static final int ENTRY_BYTES = 44;
     private static final long MAGIC = 0x0A1A0A0D5A534589L;
@@ -33,6 +35,8 @@ final class EszIndex {
         boolean nibble;
         int capLog2;
         int fill;
+        /** 0: the segment has no codebook; else its values take 2^bookLog2 bytes each. */
+        int bookLog2;
         /** Number for messages. */
         int number;
 
@@ -67,8 +71,9 @@ final class EszIndex {
         check(header.getShort(8) == 1, "version is " + (header.getShort(8) & 0xFFFF) + ", this decoder reads 1");
         check(header.getInt(60) == Xxh32.of(bytes, 0, 60), "header is damaged (hash differs)");
         check(header.getShort(10) == HEADER_BYTES, "header_bytes isn't 64");
-        check(header.getInt(12) == 0,
-                "needs features that this decoder lacks: 0x" + Integer.toHexString(header.getInt(12)));
+        int features = header.getInt(12);
+        check((features & ~CODEBOOK_FEATURE) == 0,
+                "needs features that this decoder lacks: 0x" + Integer.toHexString(features));
         long count = header.getInt(20) & U32;
         long indexBytes = header.getLong(24);
         long decodedBytes = header.getLong(32);
@@ -91,6 +96,7 @@ final class EszIndex {
         for (int i = 0; i < segments.length; i++) {
             check(index.length - at >= ENTRY_BYTES, "index ends within an entry");
             Segment segment = entry(in, at, i, decodedEnd, codedEnd);
+            require(segment.bookLog2 == 0 || features != 0, segment, "a codebook without its feature bit");
             int nameStart = at + ENTRY_BYTES + 4 * (in.get(at + 36) & 255);
             int end = nameStart + (in.getShort(at + 32) & 0xFFFF);
             check(end <= index.length, "index ends within an entry");
@@ -127,6 +133,7 @@ final class EszIndex {
         segment.nibble = (flags & NIBBLE) != 0;
         segment.capLog2 = in.get(at + 39) & 255;
         segment.fill = in.get(at + 40) & 255;
+        segment.bookLog2 = in.get(at + 41) & 255;
         boolean sparse = segment.alphabet == GAP || segment.alphabet == MASK8;
 
         require(in.getLong(at) == decodedEnd, segment, "decoded_offset leaves a gap");
@@ -139,7 +146,12 @@ final class EszIndex {
         require(segment.alphabet == GAP ? segment.capLog2 >= 5 && segment.capLog2 <= 8 : segment.capLog2 == 0,
                 segment, "cap_log2 is wrong");
         require(sparse ? !segment.nibble || segment.fill <= 15 : segment.fill == 0, segment, "fill is wrong");
-        require(in.get(at + 41) == 0 && in.getShort(at + 42) == 0, segment, "reserved bytes aren't 0");
+        require(in.getShort(at + 42) == 0, segment, "reserved bytes aren't 0");
+        if (segment.bookLog2 != 0) {
+            require(segment.bookLog2 <= 3, segment, "book_log2 is wrong");
+            require((sparse || segment.alphabet == PLAIN) && !segment.nibble, segment, "codebook with this alphabet");
+            require((segment.decodedBytes & (1 << segment.bookLog2) - 1) == 0, segment, "size isn't one of whole values");
+        }
         if (segment.compact) {
             require(segment.codedOffset == codedEnd, segment, "coded_offset is wrong");
             require(segment.blockLog2 == 0 && segment.directoryBytes == 0, segment, "COMPACT with a directory");

@@ -37,9 +37,12 @@ final class EszTable {
         private final byte[] bytes;
         private final int end;
         private final EszIndex.Segment segment;
+        /** Symbols of PLAIN's table and of value tables. */
+        private int symbols;
         int at;
 
         Reader(byte[] bytes, int at, int end, EszIndex.Segment segment) {
+            this.symbols = segment.nibble ? 16 : 256;
             this.bytes = bytes;
             this.at = at;
             this.end = end;
@@ -57,21 +60,38 @@ final class EszTable {
             return u8() | u8() << 8 | u8() << 16;
         }
 
+        /** Reads the segment's codebook: its values, the first at byte 0. Tables read from here on are as long. */
+        byte[] book() throws EszException {
+            int count = u8() + 1;
+            byte[] book = new byte[count << segment.bookLog2];
+            for (int i = 0; i < book.length; i++) {
+                book[i] = (byte) u8();
+            }
+            if (segment.fill >= count) {
+                throw segment.error("the fill value isn't in the codebook");
+            }
+            symbols = count;
+            return book;
+        }
+
+        void useSymbols(int count) {
+            symbols = count;
+        }
+
         Set set() throws EszException {
-            int valueSymbols = segment.nibble ? 16 : 256;
             switch (segment.alphabet) {
                 case EszIndex.PLAIN:
-                    return new Set(build(lengths(256, MAX_BITS)), null);
+                    return new Set(build(lengths(symbols, MAX_BITS)), null);
                 case EszIndex.PAIR:
                     return new Set(pairs(build(lengths(16, MAX_PAIR_BITS))), null);
                 case EszIndex.GAP:
-                    return new Set(build(lengths(1 << segment.capLog2, MAX_BITS)), values(valueSymbols));
+                    return new Set(build(lengths(1 << segment.capLog2, MAX_BITS)), values());
                 default:
-                    return new Set(build(lengths(256, MAX_BITS)), values(valueSymbols));
+                    return new Set(build(lengths(256, MAX_BITS)), values());
             }
         }
 
-        private EszTable values(int symbols) throws EszException {
+        private EszTable values() throws EszException {
             byte[] lengths = lengths(symbols, MAX_BITS);
             if (lengths[segment.fill] != 0) {
                 throw segment.error("the fill value has a code");
