@@ -29,6 +29,7 @@ def build(
     name: str | None = None,
     out: str | None = None,
     folder: Path | None = None,
+    use_cache: bool = True,
     progress: Progress | None = None,
 ) -> Report:
     """Builds a package and reports on it, as ``edgeslim build`` does.
@@ -46,6 +47,7 @@ def build(
         name: the package's name.
         out: the output folder.
         folder: where the project file lies.
+        use_cache: whether results of earlier builds are used, and this one's kept.
         progress: is told how far the build has come.
 
     Returns:
@@ -54,6 +56,8 @@ def build(
     Raises:
         EdgeslimError: bad input, a missing tool, or a model that can't be exported.
     """
+    from edgeslim.cache import Cache
+    from edgeslim.inputs import find_unchanged
     from edgeslim.project import Overrides, plan_build
 
     overrides = Overrides(
@@ -69,6 +73,10 @@ def build(
         out=out,
     )
     plan = plan_build(overrides, folder)
-    from edgeslim.pipeline import run_build  # only now: what was asked for is sound, and this takes seconds
+    cache = Cache.default() if use_cache else None
+    unchanged = None if cache is None else find_unchanged(plan, cache)
+    if unchanged is not None:
+        return unchanged
+    from edgeslim.pipeline import run_build  # only now: there is something to do, and this takes seconds
 
-    return run_build(plan, progress)
+    return run_build(plan, progress, cache)

@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -83,8 +84,32 @@ def build(
     require_judged: Annotated[
         bool, typer.Option("--require-judged", help="Fail if a budget could not be judged.")
     ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and why; do nothing.")] = False,
+    depfile: Annotated[str | None, typer.Option(help="Write the inputs for Make or Ninja.", metavar="FILE")] = None,
+    use_cache: Annotated[
+        bool, typer.Option("--cache/--no-cache", help="Use and keep results of earlier builds.")
+    ] = True,
 ) -> None:
     """Compress a model for a target, pack it, and check that size, accuracy and latency hold."""
+    from edgeslim.project import Overrides
+
+    overrides = Overrides(
+        model=model,
+        target=target,
+        name=name,
+        task=task,
+        data=data,
+        recipe=recipe,
+        max_drop=max_drop,
+        max_size=max_size,
+        max_latency=max_latency,
+        out=out,
+    )
+    if dry_run:
+        from edgeslim.explain import explain_plan
+
+        typer.echo(explain_plan(overrides, as_json=as_json))
+        return
     from rich.console import Console
 
     from edgeslim import build as run_build
@@ -92,24 +117,45 @@ def build(
     from edgeslim.report import print_report
 
     progress = None if quiet else TerminalProgress(Console(stderr=True))
-    report = run_build(
-        model,
-        target=target,
-        data=data,
-        task=task,
-        recipe=recipe,
-        max_drop=max_drop,
-        max_size=max_size,
-        max_latency=max_latency,
-        name=name,
-        out=out,
-        progress=progress,
-    )
+    report = run_build(**asdict(overrides), use_cache=use_cache, progress=progress)
     if as_json:
         typer.echo(report.to_json(), nl=False)
     elif not quiet:
         print_report(report, Console(soft_wrap=False), written=not report.failed())
     _judge(report, require_judged=require_judged)
+    if depfile is not None:
+        from edgeslim.inputs import write_depfile
+
+        write_depfile(Path(depfile), report.artifact.path, overrides)
+
+
+@app.command("cache")
+def show_cache(
+    *,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all entries.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the entries as JSON.")] = False,
+) -> None:
+    """Show what is kept of earlier builds, or clear it."""
+    from edgeslim.cache import Cache
+    from edgeslim.report import format_value
+
+    cache = Cache.default()
+    if cache is None:
+        typer.echo("the cache is off (EDGESLIM_CACHE=off)")
+        return
+    if clear:
+        typer.echo(f"removed {cache.clear()} entries from {cache.root}")
+        return
+    entries = cache.entries()
+    if as_json:
+        plain = {"root": str(cache.root), "limit_bytes": cache.limit_bytes, "entries": [asdict(e) for e in entries]}
+        typer.echo(json.dumps(plain, indent=2))
+        return
+    for entry in entries:
+        typer.echo(f"{entry.key[:12]}  {entry.step:<16}  {format_value(float(entry.bytes), 'bytes'):>10}")
+    total = format_value(float(sum(entry.bytes for entry in entries)), "bytes")
+    limit = format_value(float(cache.limit_bytes), "bytes")
+    typer.echo(f"{len(entries)} entries, {total} of at most {limit}, in {cache.root}")
 
 
 @targets_app.callback()

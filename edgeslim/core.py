@@ -206,7 +206,10 @@ class ArtifactInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """A step as the report tells it; ``bytes`` is the model's size after it (weights and graph)."""
+    """A step as the report tells it; ``bytes`` is the model's size after it (weights and graph).
+
+    ``cached`` says that its result was there already.
+    """
 
     name: str
     seconds: float
@@ -214,6 +217,7 @@ class StepRecord:
     bytes: int | None
     skipped: Mapping[str, str]
     metrics: Mapping[str, float]
+    cached: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from edgeslim.source import OwnModel
 
-__all__ = ["Export", "export_huggingface", "export_own", "import_onnx", "module_inputs", "torch_runner"]
+__all__ = ["Export", "export_huggingface", "export_own", "import_onnx", "torch_runner"]
 
 TOLERANCE = 1e-3
 DYNAMO_OPSET = 20
@@ -56,21 +56,20 @@ def export_huggingface(
     """
     output = "logits" if classifier else "last_hidden_state"
     opset = min(DYNAMO_OPSET, opset_max)
-    raw = folder.with_name(folder.name + "-raw")
-    raw.mkdir(parents=True)
+    scratch = _make_scratch(folder)
     task = "text-classification" if classifier else "feature-extraction"
     if _optimum_knows(module, task):
         engine = "optimum"
         with _calm():
-            _export_optimum(module, task, raw)
+            _export_optimum(module, task, scratch)
     else:
         engine = "torch"
-        inputs = _tensors(samples[0].feed)
+        inputs = _taken(module, _tensors(samples[0].feed))
         # Sizes of 1 and equal sizes would be taken for constants: export on a batch of 2 and a length of its own.
         inputs = {name: value[:1].repeat(2, 1) for name, value in inputs.items()}
         with _calm():
-            _export_dynamo(module, inputs, {name: _free(value) for name, value in inputs.items()}, opset, raw)
-    path = _finish(raw / "model.onnx", folder, output)
+            _export_dynamo(module, inputs, {name: _free(value) for name, value in inputs.items()}, opset, scratch)
+    path = _finish(scratch / "model.onnx", folder, output)
     return _compared(torch_runner(module, output), path, engine, samples)
 
 
@@ -81,11 +80,10 @@ def export_own(own: OwnModel, samples: Sequence[Batch], *, opset_max: int, folde
         BadInputError: ``torch.onnx.export`` can't express the module.
         CheckError: the graph's outputs are further than 1e-3 from the module's.
     """
-    raw = folder.with_name(folder.name + "-raw")
-    raw.mkdir(parents=True)
+    scratch = _make_scratch(folder)
     with _calm():
-        _export_dynamo(own.module, own.inputs, own.dynamic_shapes, min(DYNAMO_OPSET, opset_max), raw)
-    path = _finish(raw / "model.onnx", folder, None)
+        _export_dynamo(own.module, own.inputs, own.dynamic_shapes, min(DYNAMO_OPSET, opset_max), scratch)
+    path = _finish(scratch / "model.onnx", folder, None)
     return _compared(torch_runner(own.module, None), path, "torch", samples)
 
 
@@ -101,18 +99,13 @@ def import_onnx(path: Path, samples: Sequence[Batch], *, folder: Path) -> Export
     return _compared(open_runner(path), copy, "onnx", samples)
 
 
-def module_inputs(module: nn.Module, given: Sequence[str]) -> tuple[str, ...]:
-    """Those of ``given`` (what a tokenizer gives) that the module takes, in the order of its ``forward``."""
-    return tuple(name for name in inspect.signature(module.forward).parameters if name in set(given))
-
-
 def torch_runner(module: nn.Module, output: str | None) -> Runner:
     """The module as a ``Runner``: its ``output`` alone, or all its outputs in order."""
     import torch
 
     def run(feed: Feed) -> Feed:
         with torch.no_grad():
-            made = module(**{name: value.clone() for name, value in _tensors(feed).items()})
+            made = module(**_taken(module, _tensors(feed)))
         if output is not None:
             return {output: made[output].numpy()}
         return {f"output_{index}": value.numpy() for index, value in enumerate(_leaves(made))}
@@ -127,6 +120,13 @@ def _leaves(made: Any) -> Iterator[Any]:
             yield from _leaves(item)
     elif hasattr(made, "numpy"):  # None and plain numbers are no outputs of a graph
         yield made
+
+
+def _make_scratch(folder: Path) -> Path:
+    """A folder beside ``folder`` for what the exporter writes."""
+    scratch = folder.with_name(folder.name + "-raw")
+    scratch.mkdir(parents=True)
+    return scratch
 
 
 def _compared(source: Runner, path: Path, engine: str, samples: Sequence[Batch]) -> Export:
@@ -227,6 +227,11 @@ def _tensors(feed: Feed) -> dict[str, Any]:
     import torch
 
     return {name: torch.from_numpy(np.array(value)) for name, value in feed.items()}
+
+
+def _taken(module: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``inputs`` that ``forward`` takes, in its order: a tokenizer may give more."""
+    return {name: inputs[name] for name in inspect.signature(module.forward).parameters if name in inputs}
 
 
 def _free(value: Any) -> dict[int, Any]:

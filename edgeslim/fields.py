@@ -81,6 +81,8 @@ def _convert(value: object, kind: Any, where: str) -> Any:
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
         options = [option for option in get_args(kind) if option is not type(None)]
+        if value is None and type(None) in get_args(kind):  # TOML has no null, JSON has
+            return None
         if len(options) == 1:
             return _convert(value, options[0], where)
     if origin is Literal:

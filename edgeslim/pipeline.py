@@ -4,8 +4,9 @@
                                                                    |
                         report <-- checks <-- package <-- weights.esz
 
-Everything is made in a scratch folder beside the output. What passes its checks is renamed into place; on any failure
-the output folder is left as it was.
+Every arrow is a step: it makes the files of one folder from those of the one before, and is done only once for each set
+of inputs (``steps``, ``cache``). What passes its checks is renamed into place; on any failure the output folder is left
+as it was (``workspace``).
 """
 
 from __future__ import annotations
@@ -13,44 +14,46 @@ from __future__ import annotations
 import gc
 import os
 import resource
-import shutil
-import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
 from edgeslim import __version__, codec, export, graph
+from edgeslim.cache import Cache
 from edgeslim.checks.accuracy import check_accuracy
 from edgeslim.checks.latency import check_latency
 from edgeslim.checks.lossless import check_lossless
 from edgeslim.checks.operators import check_operators
 from edgeslim.checks.size import check_size
-from edgeslim.core import Artifact, ArtifactInfo, Context, Feed, Finding, Progress, Quiet, Report, StepRecord, Task
+from edgeslim.core import Artifact, ArtifactInfo, Context, Feed, Finding, Progress, Quiet, Report, Task
 from edgeslim.data import load_tokenizer
 from edgeslim.errors import BadInputError
+from edgeslim.inputs import input_files, remember, versions
 from edgeslim.packaging.android import AndroidSettings, MavenCoordinates, write_aar, write_maven
 from edgeslim.packaging.archive import apk_download_bytes
 from edgeslim.packaging.bundle import Bundle, file_entry, tokenizer_extras, write_manifest
 from edgeslim.packaging.tarball import write_tarball
 from edgeslim.project import Plan
-from edgeslim.samples import Samples, fixed_length_feed, load_samples
+from edgeslim.recipe import NamedStage
+from edgeslim.samples import Samples, fixed_length_feed, hash_batches, load_samples
 from edgeslim.session import open_runner, runtime_version
 from edgeslim.source import Source, load_huggingface, load_own, resolve_source
+from edgeslim.steps import StepFacts, Steps, hash_folder
 from edgeslim.task import FeatureExtraction, TextClassification, is_classifier, pooling_from_folder, resolve_task
+from edgeslim.workspace import publish, scratch_folder
 
 __all__ = ["run_build"]
 
 COMPARED_SAMPLES = 8
 LATENCY_LENGTH = 128
 REPORT_NAME = "report.json"
+PACKED_NAME = "weights.esz"
+MANIFEST_NAME = "manifest.json"
+READY = "ready"
 
 
-def run_build(plan: Plan, progress: Progress | None = None) -> Report:
+def run_build(plan: Plan, progress: Progress | None = None, cache: Cache | None = None) -> Report:
     """Builds ``plan`` and reports on it. The package is in ``plan.out`` if, and only if, no finding failed.
 
     Raises:
@@ -59,124 +62,176 @@ def run_build(plan: Plan, progress: Progress | None = None) -> Report:
     progress = progress or Quiet()
     source = resolve_source(plan.model, base=plan.base, tokenizer=plan.tokenizer, name=plan.name)
     pooling = pooling_from_folder(source.path) if source.kind == "huggingface" and source.path else None
-    task = resolve_task(plan.task, config=source.config, pooling=pooling)
-    with _scratch(plan.out) as work:
-        steps = _Steps(progress)
-        reference, samples = _export(source, task, plan, work, steps)
+    task = resolve_task(plan.task, config=source.config, pooling=pooling, folder=plan.base)
+    with scratch_folder(plan.out) as work:
+        steps = Steps(work, cache, versions(), progress)
+        reference, samples = _export(source, task, plan, steps)
         context = Context(
             target=plan.target,
             task=task,
             calibration=samples.calibration,
-            reference=open_runner(reference),
+            reference=open_runner(reference / graph.MODEL_NAME),
             seed=plan.seed,
             work_dir=work,
             progress=progress,
         )
-        model = graph.load_graph(reference)
+        compressed = reference
         for named in plan.recipe.graph:
-            stage_dir = work / f"stage-{len(steps.records)}"
-            stage_dir.mkdir()
-            with steps.record(named.name) as record:
-                result = named.stage.run(model, replace(context, work_dir=stage_dir))
-                model = result.model
-                record.changed, record.skipped, record.metrics = result.changed, result.skipped, result.metrics
-                record.bytes = _model_bytes(model)
-        artifact = _write(source, task, model, reference, plan, work, steps)
+            compressed = _run_stage(named, compressed, context, steps)
+        encoded = _encode(compressed, steps)
+        packed = _package(source, task, compressed, encoded, plan, steps)
+        artifact = Artifact(
+            package=packed / READY / _package_name(source, plan),
+            model=compressed / graph.MODEL_NAME,
+            weights=compressed / graph.WEIGHTS_NAME,
+            packed=encoded / PACKED_NAME,
+            manifest=packed / MANIFEST_NAME,
+            reference=reference / graph.MODEL_NAME,
+        )
         progress.step("checks")
         findings = tuple(_check(artifact, task, samples, context, plan, work))
-        notes = (*samples.notes, *_host_notes(findings))
-        ready = work / "ready"
         report = Report(
             target=plan.target.name,
             artifact=ArtifactInfo(path=str(plan.out / artifact.package.name), bytes=artifact.package.stat().st_size),
             steps=tuple(steps.records),
             findings=(*findings, _build_memory()),
-            notes=notes,
+            notes=(*samples.notes, *_host_notes(findings)),
             environment={"edgeslim": __version__, "onnxruntime": runtime_version()},
         )
         if not report.failed():
-            (ready / REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
-            _publish(ready, plan.out)
+            (packed / READY / REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
+            published = hash_folder(packed / READY)
+            publish(packed / READY, plan.out)
+            if cache is not None:
+                remember(plan, cache, report, published, work / "nothing")
     return report
 
 
-def _export(source: Source, task: Task, plan: Plan, work: Path, steps: _Steps) -> tuple[Path, Samples]:
-    """The float graph of ``source``, compared with it, and the samples that fit its inputs."""
-    folder, opset_max = work / "float", plan.target.runtime.opset_max
-
-    def samples_for(names: Sequence[str], example: Feed | None) -> Samples:
-        return load_samples(
-            plan.data,
-            base=plan.base,
-            tokenizer=source.tokenizer,
-            input_names=names,
-            labels=_label_ids(source),
-            example=example,
-            seed=plan.seed,
+def _export(source: Source, task: Task, plan: Plan, steps: Steps) -> tuple[Path, Samples]:
+    """The folder of the float graph, compared with its source, and the samples that fit its inputs."""
+    classifier = isinstance(task, TextClassification) or (
+        not isinstance(task, FeatureExtraction) and is_classifier(source.config)
+    )
+    architectures = source.config.get("architectures")
+    if classifier and source.kind == "huggingface" and architectures and not is_classifier(source.config):
+        raise BadInputError(
+            source.spec,
+            f"{architectures[0]} has no classification head",
+            expected="a model for sequence classification",
+            hint="--task feature-extraction takes an encoder as it is",
         )
+    own = load_own(source) if source.kind == "module" else None
+    example: Feed | None = None
+    if own is not None:
+        example = {name: value.numpy() for name, value in own.inputs.items()}
+        names = tuple(example)
+    elif source.kind == "onnx" and source.path is not None:
+        names = open_runner(source.path).inputs
+    else:
+        names = tuple(load_tokenizer(source.tokenizer).model_input_names) if source.tokenizer else ("input_ids",)
+    samples = load_samples(
+        plan.data,
+        base=plan.base,
+        tokenizer=source.tokenizer,
+        input_names=names,
+        labels=_label_ids(source),
+        example=example,
+        seed=plan.seed,
+    )
+    compared = (*samples.calibration[:COMPARED_SAMPLES], *samples.padded)
+    opset_max = plan.target.runtime.opset_max
 
-    with steps.record("export") as record:
-        if source.kind == "onnx":
+    def make(folder: Path, scratch: Path) -> StepFacts:  # noqa: ARG001
+        if own is not None:
+            made = export.export_own(own, compared, opset_max=opset_max, folder=folder)
+        elif source.kind == "onnx":
             assert source.path is not None
-            samples = samples_for(open_runner(source.path).inputs, None)
-            made = export.import_onnx(source.path, _compared(samples), folder=folder)
-        elif source.kind == "module":
-            own = load_own(source)
-            example = {name: value.numpy() for name, value in own.inputs.items()}
-            samples = samples_for(tuple(example), example)
-            made = export.export_own(own, _compared(samples), opset_max=opset_max, folder=folder)
+            made = export.import_onnx(source.path, compared, folder=folder)
         else:
-            classifier = isinstance(task, TextClassification) or (
-                not isinstance(task, FeatureExtraction) and is_classifier(source.config)
-            )
             module: Any = load_huggingface(source, classifier=classifier)
-            given = load_tokenizer(source.tokenizer).model_input_names if source.tokenizer else ("input_ids",)
-            names = export.module_inputs(module, given)
-            samples = samples_for(names, None)
             made = export.export_huggingface(
-                module, _compared(samples), classifier=classifier, opset_max=opset_max, folder=folder
+                module, compared, classifier=classifier, opset_max=opset_max, folder=folder
             )
             del module
         gc.collect()
-        record.changed = 1
-        record.metrics = made.metrics
-        record.bytes = sum(file.stat().st_size for file in folder.iterdir())
-    return made.path, samples
+        return StepFacts(changed=1, bytes=_folder_bytes(folder), metrics=made.metrics)
+
+    files = {} if own is not None else {str(path): file_entry(path) for path in input_files(plan, source)}
+    inputs = (files, opset_max, classifier, hash_batches(compared))
+    folder = steps.run("export", inputs, make, reuse=own is None)
+    return folder, samples.restricted(open_runner(folder / graph.MODEL_NAME).inputs)
 
 
-def _write(
-    source: Source, task: Task, model: ir.Model, reference: Path, plan: Plan, work: Path, steps: _Steps
-) -> Artifact:
-    """Writes graph, weights, packed weights, manifest and package; the package goes into ``work/ready``."""
-    final, ready = work / "final", work / "ready"
-    ready.mkdir()
-    path, weights = graph.save_graph(model, final)
-    packed, manifest = final / "weights.esz", final / "manifest.json"
-    with steps.record("encode") as record:
-        image = weights.read_bytes()
+def _run_stage(named: NamedStage, before: Path, context: Context, steps: Steps) -> Path:
+    """The folder of the graph after one stage."""
+
+    def make(folder: Path, scratch: Path) -> StepFacts:
+        model = graph.load_graph(before / graph.MODEL_NAME)
+        result = named.stage.run(model, replace(context, work_dir=scratch))
+        graph.save_graph(result.model, folder)
+        return StepFacts(
+            changed=result.changed, bytes=_folder_bytes(folder), skipped=result.skipped, metrics=result.metrics
+        )
+
+    target = context.target
+    inputs = (
+        hash_folder(before),
+        named.name,
+        repr(named.stage),
+        asdict(target.machine),
+        asdict(target.runtime),
+        hash_batches(context.calibration),
+        context.seed,
+    )
+    return steps.run(named.name, inputs, make)
+
+
+def _encode(before: Path, steps: Steps) -> Path:
+    """The folder of ``weights.esz``, which decodes to ``weights.bin``."""
+
+    def make(folder: Path, scratch: Path) -> StepFacts:  # noqa: ARG001
+        folder.mkdir()
+        image = memoryview((before / graph.WEIGHTS_NAME).read_bytes())
         segments = [
             codec.Segment(
                 name=span.name,
-                data=memoryview(image)[span.offset : span.offset + span.length],
+                data=image[span.offset : span.offset + span.length],
                 dtype=span.dtype,
                 shape=span.shape,
             )
-            for span in graph.weight_spans(path)
+            for span in graph.weight_spans(before / graph.MODEL_NAME)
         ]
-        codec.write_container(packed, segments)
-        record.changed = len(segments)
-        record.bytes = path.stat().st_size + packed.stat().st_size
-        record.metrics = {"weights_bytes": float(len(image)), "packed_bytes": float(packed.stat().st_size)}
-        del image, segments
+        codec.write_container(folder / PACKED_NAME, segments)
+        packed_bytes = (folder / PACKED_NAME).stat().st_size
+        return StepFacts(
+            changed=len(segments),
+            bytes=(before / graph.MODEL_NAME).stat().st_size + packed_bytes,
+            metrics={"weights_bytes": float(len(image)), "packed_bytes": float(packed_bytes)},
+        )
+
+    return steps.run("encode", (hash_folder(before),), make)
+
+
+def _package_name(source: Source, plan: Plan) -> str:
+    return source.name + (".aar" if plan.target.package.kind == "aar" else ".tar.gz")
+
+
+def _package(source: Source, task: Task, before: Path, encoded: Path, plan: Plan, steps: Steps) -> Path:
+    """The folder of the manifest, and in ``ready`` of all that is published."""
     extras = tokenizer_extras(source.tokenizer)
     if source.licence_file is not None:
         extras = (*extras, ("LICENSE", source.licence_file))
-    files = {"model.onnx": path, "weights.bin": weights, "weights.esz": packed, **dict(extras)}
-    with steps.record("package") as record:
-        write_manifest(manifest, _facts(source, task, model, path, plan), files)
-        bundle = Bundle(name=source.name, model=path, packed=packed, manifest=manifest, extras=extras)
+    model, weights, packed = before / graph.MODEL_NAME, before / graph.WEIGHTS_NAME, encoded / PACKED_NAME
+    files = {graph.MODEL_NAME: model, graph.WEIGHTS_NAME: weights, PACKED_NAME: packed, **dict(extras)}
+    facts = _facts(source, task, model, plan)
+
+    def make(folder: Path, scratch: Path) -> StepFacts:  # noqa: ARG001
+        ready, manifest = folder / READY, folder / MANIFEST_NAME
+        ready.mkdir(parents=True)
+        write_manifest(manifest, facts, files)
+        bundle = Bundle(name=source.name, model=model, packed=packed, manifest=manifest, extras=extras)
+        package = ready / _package_name(source, plan)
         if plan.target.package.kind == "aar":
-            package = ready / f"{source.name}.aar"
             write_aar(bundle, AndroidSettings(min_sdk=plan.target.package.min_sdk), package)
             coordinates = MavenCoordinates(
                 group=plan.android.group,
@@ -186,10 +241,11 @@ def _write(
             )
             write_maven(package, coordinates, ready / "maven")
         else:
-            package = write_tarball(bundle, ready / f"{source.name}.tar.gz")
-        record.changed = len(files) + 1
-        record.bytes = package.stat().st_size
-    return Artifact(package=package, model=path, weights=weights, packed=packed, manifest=manifest, reference=reference)
+            write_tarball(bundle, package)
+        return StepFacts(changed=len(files) + 1, bytes=package.stat().st_size)
+
+    inputs = ({name: file_entry(path) for name, path in files.items()}, facts, asdict(plan.android))
+    return steps.run("package", inputs, make)
 
 
 def _check(
@@ -220,7 +276,7 @@ def _check(
     yield from check_latency(artifact, feed, plan.target, plan.budget, progress=context.progress)
 
 
-def _facts(source: Source, task: Task, model: ir.Model, path: Path, plan: Plan) -> Mapping[str, Any]:
+def _facts(source: Source, task: Task, path: Path, plan: Plan) -> Mapping[str, Any]:
     """What the manifest says besides files: nothing that depends on the machine or the hour."""
     spec = source.spec if source.kind == "module" or source.spec.startswith("pkg://") else Path(source.spec).name
     return {
@@ -230,7 +286,7 @@ def _facts(source: Source, task: Task, model: ir.Model, path: Path, plan: Plan) 
         "source": {"model": spec, "licence": source.licence},
         "task": dict(task.manifest()),
         "signature": open_runner(path).signature(),
-        "opsets": dict(sorted(model.graph.opset_imports.items())),
+        "opsets": dict(sorted(graph.load_graph(path).graph.opset_imports.items())),
         "runtime": {
             "name": "onnxruntime",
             "version": plan.target.runtime.version,
@@ -243,92 +299,6 @@ def _facts(source: Source, task: Task, model: ir.Model, path: Path, plan: Plan) 
     }
 
 
-def _publish(ready: Path, out: Path) -> None:
-    """Renames every finished file into ``out``, the package before the rest; other files there stay as they are."""
-    files = [path for path in ready.rglob("*") if path.is_file()]
-    files.sort(key=lambda path: (len(path.parts), path.name == REPORT_NAME, path))
-    for path in files:
-        place = out / path.relative_to(ready)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        path.replace(place)
-
-
-@contextmanager
-def _scratch(out: Path) -> Iterator[Path]:
-    """A folder on the output's own file system, so that finishing is a rename; removed whatever happens.
-
-    Folders above the output that were made for it go again if they end up empty.
-    """
-    parent = out.absolute().parent
-    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-    try:
-        work = _make_scratch(out, parent)
-        try:
-            yield work
-        except OSError as error:
-            raise BadInputError(
-                str(error.filename or work), f"{error.strerror or error}", expected="room and rights"
-            ) from error
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    finally:
-        for folder in made:
-            with suppress(OSError):  # something lies in it
-                folder.rmdir()
-
-
-def _make_scratch(out: Path, parent: Path) -> Path:
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        if out.exists() and not out.is_dir():
-            raise BadInputError(str(out), "a file", expected="a folder for the build's output, new or old")
-        if not os.access(out if out.exists() else parent, os.W_OK):
-            raise PermissionError(13, "not writable")
-        return Path(tempfile.mkdtemp(prefix=".edgeslim-", dir=parent))
-    except OSError as error:
-        raise BadInputError(
-            str(out), f"can't write here: {error.strerror or error}", expected="a folder that can be written"
-        ) from error
-
-
-@dataclass(kw_only=True)
-class _Open:
-    """A step under way: what it will say of itself."""
-
-    changed: int = 0
-    bytes: int | None = None
-    skipped: Mapping[str, str]
-    metrics: Mapping[str, float]
-
-
-class _Steps:
-    """Keeps the record of each step as it ends."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.records: list[StepRecord] = []
-        self._progress = progress
-
-    @contextmanager
-    def record(self, name: str) -> Iterator[_Open]:
-        self._progress.step(name)
-        started, current = time.perf_counter(), _Open(skipped={}, metrics={})
-        yield current
-        self.records.append(
-            StepRecord(
-                name=name,
-                seconds=round(time.perf_counter() - started, 3),
-                changed=current.changed,
-                bytes=current.bytes,
-                skipped=dict(current.skipped),
-                metrics=dict(current.metrics),
-            )
-        )
-
-
-def _compared(samples: Samples) -> Sequence[Any]:
-    return (*samples.calibration[:COMPARED_SAMPLES], *samples.padded)
-
-
 def _label_ids(source: Source) -> Mapping[str, int] | None:
     table = source.config.get("label2id")
     if not isinstance(table, Mapping) or not all(isinstance(value, int) for value in table.values()):
@@ -336,8 +306,8 @@ def _label_ids(source: Source) -> Mapping[str, int] | None:
     return {str(name): int(value) for name, value in table.items()}
 
 
-def _model_bytes(model: ir.Model) -> int:
-    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+def _folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def _build_memory() -> Finding:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from edgeslim.errors import BadInputError, UsageError
+from edgeslim.errors import UsageError
 from edgeslim.fields import parse_fields, read_toml
 from edgeslim.recipe import Recipe, load_recipe, parse_recipe
-from edgeslim.target import Budget, TargetProfile, list_targets, load_target
+from edgeslim.samples import DataOptions
+from edgeslim.target import Budget, TargetProfile, list_targets, load_target, target_file
+from edgeslim.units import parse_bytes, parse_ms
 
 __all__ = [
     "PROJECT_FILE",
@@ -25,33 +26,6 @@ __all__ = [
 ]
 
 PROJECT_FILE = "edgeslim.toml"
-_SIZE_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_TIME_UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """Samples: two files that share nothing, or one ``file`` that is split.
-
-    Of a split file ``calibration_samples`` calibrate and the rest evaluates. Texts are cut at ``max_length`` tokens.
-    """
-
-    calibration: str | None = None
-    evaluation: str | None = None
-    file: str | None = None
-    text_column: str | None = None
-    label_column: str | None = None
-    max_length: int = 128
-    calibration_samples: int = 128
-
-    def __post_init__(self) -> None:
-        if self.file is not None and (self.calibration is not None or self.evaluation is not None):
-            raise ValueError("file beside calibration or evaluation, expected either one file or two")
-        if (self.calibration is None) != (self.evaluation is None):
-            raise ValueError("calibration without evaluation or the reverse, expected both, or one file to split")
-        for name in ("max_length", "calibration_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +84,10 @@ class Overrides:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A build, resolved: nothing is left to decide. Relative paths in ``model`` and ``data`` start at ``base``."""
+    """A build, resolved: nothing is left to decide. Relative paths in ``model`` and ``data`` start at ``base``.
+
+    ``files`` are the profile and recipe files that were read.
+    """
 
     model: str
     base: Path
@@ -124,6 +101,7 @@ class Plan:
     android: AndroidOptions
     out: Path
     seed: int
+    files: tuple[Path, ...] = ()
 
 
 def plan_build(overrides: Overrides, folder: Path | None = None) -> Plan:
@@ -160,10 +138,9 @@ def plan_build(overrides: Overrides, folder: Path | None = None) -> Plan:
         if overrides.data
         else file.data
     )
-    if overrides.recipe is not None:
-        recipe = load_recipe(Path(overrides.recipe))
-    elif file.recipe is not None:
-        recipe = load_recipe(base / file.recipe)
+    recipe_file = Path(overrides.recipe) if overrides.recipe else base / file.recipe if file.recipe else None
+    if recipe_file is not None:
+        recipe = load_recipe(recipe_file)
     elif file.steps:
         recipe = parse_recipe(file.steps, str(path))
     else:
@@ -182,32 +159,8 @@ def plan_build(overrides: Overrides, folder: Path | None = None) -> Plan:
         android=file.android,
         out=out,
         seed=file.seed,
+        files=tuple(path for path in (recipe_file, target_file(target_name)) if path is not None),
     )
-
-
-def parse_bytes(text: str, where: str) -> int:
-    """``"21.5MB"`` to bytes; kB, MB, GB are decimal, KiB, MiB, GiB binary.
-
-    Raises:
-        BadInputError: it is no size.
-    """
-    return round(_parse_unit(text, _SIZE_UNITS, where, "a size such as 21.5MB or 64MiB"))
-
-
-def parse_ms(text: str, where: str) -> float:
-    """``"40ms"`` or ``"0.04s"`` to milliseconds.
-
-    Raises:
-        BadInputError: it is no duration.
-    """
-    return _parse_unit(text, _TIME_UNITS, where, "a duration such as 40ms")
-
-
-def _parse_unit(text: str, units: Mapping[str, float], where: str, expected: str) -> float:
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
-    if match is None or match[2].lower() not in units or float(match[1]) == 0:
-        raise BadInputError(where, repr(text), expected=expected)
-    return float(match[1]) * units[match[2].lower()]
 
 
 def _budget(overrides: Overrides, file: BudgetOptions, where: str) -> Budget:

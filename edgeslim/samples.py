@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,12 +14,34 @@ from edgeslim import data
 from edgeslim.core import Batch, Feed
 from edgeslim.errors import BadInputError
 
-if TYPE_CHECKING:
-    from edgeslim.project import DataOptions
-
-__all__ = ["Samples", "fixed_length_feed", "load_samples"]
+__all__ = ["DataOptions", "Samples", "fixed_length_feed", "hash_batches", "load_samples"]
 
 BUILTIN_EVALUATION = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Samples: two files that share nothing, or one ``file`` that is split.
+
+    Of a split file ``calibration_samples`` calibrate and the rest evaluates. Texts are cut at ``max_length`` tokens.
+    """
+
+    calibration: str | None = None
+    evaluation: str | None = None
+    file: str | None = None
+    text_column: str | None = None
+    label_column: str | None = None
+    max_length: int = 128
+    calibration_samples: int = 128
+
+    def __post_init__(self) -> None:
+        if self.file is not None and (self.calibration is not None or self.evaluation is not None):
+            raise ValueError("file beside calibration or evaluation, expected either one file or two")
+        if (self.calibration is None) != (self.evaluation is None):
+            raise ValueError("calibration without evaluation or the reverse, expected both, or one file to split")
+        for name in ("max_length", "calibration_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +57,19 @@ class Samples:
     padded: tuple[Batch, ...] = ()
     judged: bool = True
     notes: tuple[str, ...] = ()
+
+    def restricted(self, names: Sequence[str]) -> Samples:
+        """The same samples with the inputs ``names`` alone."""
+
+        def cut(batches: Sequence[Batch]) -> tuple[Batch, ...]:
+            return tuple(
+                replace(batch, feed={name: batch.feed[name] for name in names if name in batch.feed})
+                for batch in batches
+            )
+
+        return replace(
+            self, calibration=cut(self.calibration), evaluation=cut(self.evaluation), padded=cut(self.padded)
+        )
 
 
 def load_samples(
@@ -94,6 +130,16 @@ def fixed_length_feed(batches: Sequence[Batch], length: int) -> Feed:
         tokens = np.concatenate([batch.feed[name][0] for batch in batches])
         made[name] = np.resize(tokens, length)[None].astype(first[name].dtype)
     return made
+
+
+def hash_batches(batches: Sequence[Batch]) -> str:
+    """A SHA-256 over the inputs of all batches, names, types and shapes included."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        for name, value in sorted(batch.feed.items()):
+            digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
 
 
 def _examples(

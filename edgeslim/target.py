@@ -22,6 +22,7 @@ __all__ = [
     "TargetProfile",
     "list_targets",
     "load_target",
+    "target_file",
 ]
 
 MAX_EXTENDS = 4
@@ -107,7 +108,7 @@ def load_target(name: str) -> TargetProfile:
         UsageError: there is no such profile.
         BadInputError: the file is malformed.
     """
-    path = _find(name)
+    path = target_file(name)
     return parse_fields(TargetProfile, _read(path, depth=0), str(path) if name.endswith(".toml") else f"target {name}")
 
 
@@ -117,7 +118,12 @@ def profile_folder() -> Path:
     return inside if inside.is_dir() else Path(__file__).parent.parent / "targets"
 
 
-def _find(name: str) -> Path:
+def target_file(name: str) -> Path:
+    """The file of a profile.
+
+    Raises:
+        UsageError: there is no such profile.
+    """
     if name.endswith(".toml"):
         path = Path(name)
         if not path.is_file():
@@ -144,7 +150,9 @@ def _read(path: Path, depth: int) -> dict[str, Any]:
             str(path), f"extends = {parent!r}", expected=f"a profile's name, at most {MAX_EXTENDS} deep"
         )
     local = path.parent / parent
-    return _lay_over(_read(local if parent.endswith(".toml") and local.is_file() else _find(parent), depth + 1), table)
+    return _lay_over(
+        _read(local if parent.endswith(".toml") and local.is_file() else target_file(parent), depth + 1), table
+    )
 
 
 def _lay_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -205,17 +205,18 @@ class CustomTask:
     """A user's own metric: ``function(candidate, reference, batches)``, named as ``module:function``.
 
     Both models are given as callables from inputs by name to outputs by name. The function returns figures by name,
-    among them ``drop``, or just the drop as a number. The module is also looked for in the current folder.
+    among them ``drop``, or just the drop as a number. The module is also looked for in ``folder``, by default the
+    current one.
     """
 
-    def __init__(self, spec: str) -> None:
+    def __init__(self, spec: str, folder: Path | None = None) -> None:
         """Imports the function.
 
         Raises:
             BadInputError: the module can't be imported, or has no such function.
         """
         self.name = spec
-        self._metric = _import_function(spec)
+        self._metric = _import_function(spec, str(folder.absolute() if folder is not None else Path.cwd()))
 
     def evaluate(
         self, candidate: Runner, reference: Runner, batches: Sequence[Batch], progress: Progress
@@ -231,7 +232,9 @@ class CustomTask:
         except BadInputError:
             raise
         except Exception as error:  # it is the user's code
-            raise BadInputError(self.name, f"it raised {type(error).__name__}: {error}") from error
+            raise BadInputError(
+                self.name, f"it raised {type(error).__name__}: {error}", expected="figures by name, or one number"
+            ) from error
         figures: dict[str, Any] = dict(found) if isinstance(found, Mapping) else {"drop": found}
         for key, value in figures.items():
             if not isinstance(key, str) or not _is_finite(value):
@@ -264,11 +267,15 @@ class CustomTask:
 
 
 def resolve_task(
-    name: str | None, *, config: Mapping[str, object] | None = None, pooling: tuple[Pooling, bool] | None = None
+    name: str | None,
+    *,
+    config: Mapping[str, object] | None = None,
+    pooling: tuple[Pooling, bool] | None = None,
+    folder: Path | None = None,
 ) -> Task:
     """The task called ``name``; without a name, the one that a model's ``config`` (its ``config.json``) speaks of.
 
-    ``pooling`` is what ``pooling_from_folder`` found.
+    ``pooling`` is what ``pooling_from_folder`` found; a metric of one's own is also looked for in ``folder``.
 
     Raises:
         UsageError: there is no task of that name.
@@ -282,7 +289,7 @@ def resolve_task(
     if name == "text-classification":
         return TextClassification(labels=_read_label_names(config or {}))
     if ":" in name:
-        return CustomTask(name)
+        return CustomTask(name, folder)
     raise UsageError(
         "task",
         f'no task "{name}"',
@@ -403,11 +410,10 @@ def _read_json(path: Path) -> object:
         raise BadInputError(str(path), f"not valid JSON: {error}") from error
 
 
-def _import_function(spec: str) -> Callable[..., object]:
+def _import_function(spec: str, folder: str) -> Callable[..., object]:
     module_name, _, function_name = spec.partition(":")
     if not module_name or not function_name:
         raise BadInputError("task", f'"{spec}"', expected="module:function, as in my_metrics:rank_loss")
-    folder = str(Path.cwd())
     sys.path.insert(0, folder)
     try:
         module = importlib.import_module(module_name)
@@ -420,7 +426,11 @@ def _import_function(spec: str) -> Callable[..., object]:
             expected=f"an installed module or one in {folder}",
         ) from error
     except Exception as error:  # it is the user's code
-        raise BadInputError(f"task {spec}", f"importing it raised {type(error).__name__}: {error}") from error
+        raise BadInputError(
+            f"task {spec}",
+            f"importing it raised {type(error).__name__}: {error}",
+            expected="a module that can be imported",
+        ) from error
     finally:
         sys.path.remove(folder)
     function = getattr(module, function_name, None)

@@ -42,6 +42,14 @@ class TextFiles:
     jsonl: Path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_cache() -> Iterator[None]:
+    """Builds of the tests run whole, and leave the user's cache alone; what is about the cache names one of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGESLIM_CACHE", "off")
+        yield
+
+
 @pytest.fixture(scope="session")
 def words() -> tuple[str, ...]:
     """Some 180 made-up words, and the six that say how good something is."""

@@ -17,7 +17,7 @@ from torch import nn
 from edgeslim import export
 from edgeslim.core import Batch
 from edgeslim.errors import BadInputError, CheckError
-from edgeslim.export import export_huggingface, export_own, import_onnx, module_inputs, torch_runner
+from edgeslim.export import export_huggingface, export_own, import_onnx, torch_runner
 from edgeslim.session import max_difference, open_runner
 from edgeslim.source import OwnModel, load_huggingface, resolve_source
 
@@ -109,11 +109,6 @@ def test_without_optimum_torch_exports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optimum.exporters.onnx.model_configs", None)
     monkeypatch.setitem(sys.modules, "optimum.exporters", None)
     assert not export._optimum_knows(nn.Linear(1, 1), "feature-extraction")
-
-
-def test_module_inputs_are_what_the_module_takes_in_its_order(bert_module: nn.Module) -> None:
-    given = ("attention_mask", "special", "input_ids")
-    assert module_inputs(bert_module, given) == ("input_ids", "attention_mask")
 
 
 def own(module: nn.Module, dynamic: Any = None, **inputs: torch.Tensor) -> tuple[OwnModel, list[Batch]]:

@@ -21,6 +21,8 @@ LAYERS = {
     "core": 0,
     "fields": 0,
     "target": 0,
+    "units": 0,
+    "cache": 0,
     "numerics": 1,
     "metrics": 1,
     "codec": 1,
@@ -39,6 +41,10 @@ LAYERS = {
     "runtime": 2,
     "pipeline": 3,
     "recipe": 3,
+    "steps": 3,
+    "explain": 3,
+    "inputs": 3,
+    "workspace": 3,
     "project": 3,
     "tune": 3,
     "cli": 4,
@@ -50,7 +56,6 @@ LAYERS = {
 GROUND, MATH, FACE = 0, 1, 4
 HEAVY = {"torch", "transformers", "onnxruntime", "datasets", "optimum", "onnx_ir", "onnx", "numpy", "safetensors"}
 TYPES_ONLY = {
-    ("edgeslim.samples", "edgeslim.project"): "a project file's [data] table is what samples are loaded by",
 }
 ROOT = Path(edgeslim.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))

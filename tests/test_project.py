@@ -9,14 +9,13 @@ from edgeslim.errors import BadInputError, UsageError
 from edgeslim.project import (
     PROJECT_FILE,
     AndroidOptions,
-    DataOptions,
     Overrides,
-    parse_bytes,
-    parse_ms,
     plan_build,
 )
+from edgeslim.samples import DataOptions
 from edgeslim.stages.quantize_int8 import QuantizeInt8
 from edgeslim.target import Budget
+from edgeslim.units import parse_bytes, parse_ms
 
 PROJECT = """\
 model = "model"

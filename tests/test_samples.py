@@ -8,8 +8,7 @@ import pytest
 
 from edgeslim.core import Batch
 from edgeslim.errors import BadInputError
-from edgeslim.project import DataOptions
-from edgeslim.samples import BUILTIN_EVALUATION, Samples, fixed_length_feed, load_samples
+from edgeslim.samples import BUILTIN_EVALUATION, DataOptions, Samples, fixed_length_feed, load_samples
 
 INPUTS = ("input_ids", "attention_mask")
 
