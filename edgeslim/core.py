@@ -208,7 +208,7 @@ class ArtifactInfo:
 class StepRecord:
     """A step as the report tells it; ``bytes`` is the model's size after it (weights and graph).
 
-    ``cached`` says that its result was there already.
+    ``cached`` says that its result was there already, ``engine`` which library did the work where there is a choice.
     """
 
     name: str
@@ -218,6 +218,7 @@ class StepRecord:
     skipped: Mapping[str, str]
     metrics: Mapping[str, float]
     cached: bool = False
+    engine: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,6 +63,10 @@ def run_build(plan: Plan, progress: Progress | None = None, cache: Cache | None 
     source = resolve_source(plan.model, base=plan.base, tokenizer=plan.tokenizer, name=plan.name)
     pooling = pooling_from_folder(source.path) if source.kind == "huggingface" and source.path else None
     task = resolve_task(plan.task, config=source.config, pooling=pooling, folder=plan.base)
+    if plan.recipe.torch:
+        raise BadInputError(
+            "recipe", f"{plan.recipe.torch[0].name} works on a torch model", expected="stages on the exported graph"
+        )
     with scratch_folder(plan.out) as work:
         steps = Steps(work, cache, versions(), progress)
         reference, samples = _export(source, task, plan, steps)
@@ -154,7 +158,7 @@ def _export(source: Source, task: Task, plan: Plan, steps: Steps) -> tuple[Path,
             )
             del module
         gc.collect()
-        return StepFacts(changed=1, bytes=_folder_bytes(folder), metrics=made.metrics)
+        return StepFacts(changed=1, bytes=_folder_bytes(folder), metrics=made.metrics, engine=made.engine)
 
     files = {} if own is not None else {str(path): file_entry(path) for path in input_files(plan, source)}
     inputs = (files, opset_max, classifier, hash_batches(compared))

@@ -32,7 +32,13 @@ def print_report(report: Report, console: Console, *, written: bool) -> None:
         size = format_value(float(step.bytes), "bytes") if step.bytes is not None else ""
         reasons = Counter(step.skipped.values()).most_common()
         skipped = "\n".join(f"{count} × {reason}" for reason, count in reasons)
-        steps.add_row(step.name, str(step.changed), size, f"{step.seconds:.1f} s", escape(skipped))
+        steps.add_row(
+            f"{step.name} ({step.engine})" if step.engine else step.name,
+            str(step.changed),
+            size,
+            f"{step.seconds:.1f} s",
+            escape(skipped),
+        )
     console.print(steps)
     for (check, where), group in groupby(report.findings, key=lambda finding: (finding.check, finding.where)):
         console.print(f"\n[bold]{check}[/]  {escape(where)}", highlight=False)

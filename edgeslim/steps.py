@@ -18,9 +18,13 @@ __all__ = ["StepFacts", "Steps", "hash_folder"]
 
 @dataclass(frozen=True, kw_only=True)
 class StepFacts:
-    """What a step says of itself; it is kept with its files. ``bytes`` is the model's size after it."""
+    """What a step says of itself; it is kept with its files. ``bytes`` is the model's size after it.
+
+    ``engine`` names the library that did the work, where there is a choice.
+    """
 
     changed: int
+    engine: str = ""
     bytes: int | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -78,6 +82,7 @@ class Steps:
                 skipped=dict(facts.skipped),
                 metrics=dict(facts.metrics),
                 cached=cached,
+                engine=facts.engine,
             )
         )
         return folder

@@ -149,7 +149,7 @@ def test_the_report_says_what_the_issue_promises(any_build: Built) -> None:
     assert set(plain["artifact"]) == {"path", "bytes"}
     assert [step["name"] for step in plain["steps"]] == ["export", "quantize_int8", "encode", "package"]
     for step in plain["steps"]:
-        assert set(step) == {"name", "seconds", "changed", "bytes", "skipped", "metrics", "cached"}
+        assert set(step) == {"name", "seconds", "changed", "bytes", "skipped", "metrics", "cached", "engine"}
         assert step["changed"] > 0
         assert step["bytes"] > 0
     for finding in plain["findings"]:
