@@ -55,8 +55,7 @@ LAYERS = {
 }
 GROUND, MATH, FACE = 0, 1, 4
 HEAVY = {"torch", "transformers", "onnxruntime", "datasets", "optimum", "onnx_ir", "onnx", "numpy", "safetensors"}
-TYPES_ONLY = {
-}
+TYPES_ONLY = {}
 ROOT = Path(edgeslim.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
