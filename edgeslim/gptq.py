@@ -1,0 +1,72 @@
+"""GPTQ: rounding a weight matrix so that the layer's *output* changes least, not the weights.
+
+Frantar et al. 2022, arXiv 2210.17323. Rows of the weight (one an input channel) are rounded one after another; the error
+of each is spread over the rows that are still to come, along the inverse Hessian H = XᵀX of the layer's inputs. Against
+the paper: the scales are given, so this is the rounding alone; inputs that are always zero keep their rounded weights;
+and damping is raised until the Hessian can be inverted, so that it survives calibration sets smaller than the layer.
+
+Layout: weight float32 [in, out], hessian float64 [in, in], scale float32 [out].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["factor_inverse", "round_gptq"]
+
+BLOCK = 128
+DAMPING = 0.01
+MAX_DAMPING = 1e3
+
+
+def factor_inverse(hessian: npt.NDArray[np.float64], damping: float = DAMPING) -> npt.NDArray[np.float64]:
+    """The upper triangular U with UᵀU = (H + λI)⁻¹, where λ is ``damping`` times the mean of H's diagonal.
+
+    Raises:
+        ValueError: the Hessian isn't finite.
+    """
+    if not np.isfinite(hessian).all():
+        raise ValueError("a Hessian with NaN or infinite values")
+    size = len(hessian)
+    mean = float(np.trace(hessian)) / size
+    if mean <= 0:
+        return np.eye(size)
+    while True:
+        try:
+            inverse = np.linalg.inv(hessian + damping * mean * np.eye(size))
+            return np.linalg.cholesky((inverse + inverse.T) / 2).T
+        except np.linalg.LinAlgError:
+            if damping > MAX_DAMPING:
+                raise
+            damping *= 10
+
+
+def round_gptq(
+    weight: npt.NDArray[Any],
+    hessian: npt.NDArray[np.float64],
+    scale: npt.NDArray[Any],
+    *,
+    low: int = -127,
+    high: int = 127,
+    damping: float = DAMPING,
+) -> npt.NDArray[np.int8]:
+    """int8 [in, out] such that ``result * scale`` gives the outputs of ``weight`` on inputs with this ``hessian``."""
+    upper = factor_inverse(hessian, damping)
+    left = np.array(weight, np.float64)
+    step = np.asarray(scale, np.float64)
+    rounded = np.empty(left.shape, np.int8)
+    size = len(left)
+    for start in range(0, size, BLOCK):
+        end = min(start + BLOCK, size)
+        errors = np.empty((end - start, left.shape[1]))
+        for row in range(start, end):
+            values = np.clip(np.rint(left[row] / step), low, high)
+            rounded[row] = values
+            error = (left[row] - values * step) / upper[row, row]
+            left[row:end] -= np.outer(upper[row, row:end], error)
+            errors[row - start] = error
+        left[end:] -= upper[start:end, end:].T @ errors
+    return rounded
