@@ -27,7 +27,7 @@ from edgeslim.checks.lossless import check_lossless
 from edgeslim.checks.operators import check_operators
 from edgeslim.checks.size import check_size
 from edgeslim.core import Artifact, ArtifactInfo, Context, Feed, Finding, Progress, Quiet, Report, Task
-from edgeslim.data import load_tokenizer
+from edgeslim.encoding import load_tokenizer
 from edgeslim.errors import BadInputError
 from edgeslim.inputs import input_files, remember, versions
 from edgeslim.packaging.android import AndroidSettings, MavenCoordinates, write_aar, write_maven

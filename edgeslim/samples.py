@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from edgeslim import data
+from edgeslim.arrays import Arrays, batch_arrays, load_arrays, split_arrays
+from edgeslim.builtin import builtin_text
 from edgeslim.core import Batch, Feed
+from edgeslim.data import Example, load_examples, split_examples
+from edgeslim.encoding import encode_examples, load_tokenizer
 from edgeslim.errors import BadInputError
 
 __all__ = ["DataOptions", "Samples", "fixed_length_feed", "hash_batches", "load_samples"]
@@ -104,14 +107,14 @@ def load_samples(
             hint="for a text model, put tokenizer.json beside it or name its folder with the key `tokenizer`",
         )
     calibration, evaluation, notes = _examples(options, base, files, seed)
-    loaded = data.load_tokenizer(tokenizer)
+    loaded = load_tokenizer(tokenizer)
 
-    def encode(examples: Sequence[data.Example], size: int) -> tuple[Batch, ...]:
-        return data.encode_examples(
+    def encode(examples: Sequence[Example], size: int) -> tuple[Batch, ...]:
+        return encode_examples(
             examples, loaded, input_names, max_length=options.max_length, batch_size=size, labels=labels
         )
 
-    unlabelled = [data.Example(text=example.text) for example in calibration]
+    unlabelled = [Example(text=example.text) for example in calibration]
     by_length = sorted(unlabelled, key=lambda example: len(example.text))
     padded = encode([by_length[0], by_length[-1]], 2) if loaded.pad_token is not None else ()
     return Samples(calibration=encode(unlabelled, 1), evaluation=encode(evaluation, 1), padded=padded, notes=notes)
@@ -144,9 +147,9 @@ def hash_batches(batches: Sequence[Batch]) -> str:
 
 def _examples(
     options: DataOptions, base: Path, files: Sequence[Path], seed: int
-) -> tuple[Sequence[data.Example], Sequence[data.Example], tuple[str, ...]]:
-    def load(path: Path) -> tuple[data.Example, ...]:
-        return data.load_examples(path, text_column=options.text_column, label_column=options.label_column)
+) -> tuple[Sequence[Example], Sequence[Example], tuple[str, ...]]:
+    def load(path: Path) -> tuple[Example, ...]:
+        return load_examples(path, text_column=options.text_column, label_column=options.label_column)
 
     if options.calibration is not None and options.evaluation is not None:
         calibration = load(base / options.calibration)
@@ -160,35 +163,31 @@ def _examples(
     if files:
         examples = load(files[0])
         count = min(count, max(1, len(examples) // 2))
-        return *data.split_examples(examples, calibration=count, seed=seed), ()
+        return *split_examples(examples, calibration=count, seed=seed), ()
     note = "no data given: calibrated and evaluated on English from Python's own manual, not on your text (--data FILE)"
-    examples = data.builtin_text(count + BUILTIN_EVALUATION, seed)
-    return *data.split_examples(examples, calibration=count, seed=seed), (note,)
+    examples = builtin_text(count + BUILTIN_EVALUATION, seed)
+    return *split_examples(examples, calibration=count, seed=seed), (note,)
 
 
 def _from_arrays(options: DataOptions, base: Path, input_names: Sequence[str], seed: int) -> Samples:
     if options.file is not None:
-        arrays = data.load_arrays(base / options.file)
+        arrays = load_arrays(base / options.file)
         count = min(options.calibration_samples, max(1, arrays.rows // 2))
-        calibration, evaluation = data.split_arrays(arrays, calibration=count, seed=seed)
+        calibration, evaluation = split_arrays(arrays, calibration=count, seed=seed)
     else:
-        calibration, evaluation = (
-            data.load_arrays(base / str(name)) for name in (options.calibration, options.evaluation)
-        )
+        calibration, evaluation = (load_arrays(base / str(name)) for name in (options.calibration, options.evaluation))
         shared = _rows(calibration) & _rows(evaluation)
         if shared:
             raise _overlap(options, f"{len(shared)} samples stand in both")
-    return Samples(
-        calibration=data.batch_arrays(calibration, input_names), evaluation=data.batch_arrays(evaluation, input_names)
-    )
+    return Samples(calibration=batch_arrays(calibration, input_names), evaluation=batch_arrays(evaluation, input_names))
 
 
-def _words(example: data.Example) -> str:
+def _words(example: Example) -> str:
     """A text as a split compares it: case and white space don't make another sample of it."""
     return " ".join(example.text.split()).casefold()
 
 
-def _rows(arrays: data.Arrays) -> set[bytes]:
+def _rows(arrays: Arrays) -> set[bytes]:
     inputs = [arrays.inputs[name] for name in sorted(arrays.inputs)]
     return {b"".join(array[row].tobytes() for array in inputs) for row in range(arrays.rows)}
 
