@@ -149,14 +149,14 @@ class Stage(Protocol[Model]):
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """The files of a finished build, and the float export that they are measured against."""
+    """The files of a finished build, and the float export that they are measured against, where there is one."""
 
     package: Path
     model: Path
     weights: Path
     packed: Path
     manifest: Path
-    reference: Path
+    reference: Path | None
 
 
 @dataclass(frozen=True, kw_only=True)
