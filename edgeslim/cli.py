@@ -11,19 +11,17 @@ import sys
 import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from edgeslim import __version__
-from edgeslim.errors import BudgetError, CheckError, EdgeslimError
-
-if TYPE_CHECKING:
-    from edgeslim.core import Report
+from edgeslim.commands.check import check
+from edgeslim.errors import EdgeslimError
+from edgeslim.verdict import judge_report
 
 __all__ = ["app", "run"]
 
-CORRECTNESS_CHECKS = ("lossless", "operators", "export")
 INTERRUPTED = 130
 READER_GONE = 141
 
@@ -36,6 +34,7 @@ app = typer.Typer(
 )
 targets_app = typer.Typer(help="The devices that edgeslim knows.", invoke_without_command=True)
 app.add_typer(targets_app, name="targets")
+app.command("check")(check)
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001  typer calls it so
@@ -122,7 +121,7 @@ def build(
         typer.echo(report.to_json(), nl=False)
     elif not quiet:
         print_report(report, Console(soft_wrap=False), written=not report.failed())
-    _judge(report, require_judged=require_judged)
+    judge_report(report, require_judged=require_judged, hint="no package was written")
     if depfile is not None:
         from edgeslim.inputs import write_depfile
 
@@ -223,29 +222,6 @@ def run() -> int:
     if result == INTERRUPTED:
         sys.stderr.write("interrupted: nothing was written\n")
     return int(result or 0)
-
-
-def _judge(report: Report, *, require_judged: bool) -> None:
-    failed = report.failed()
-    wrong = [finding for finding in failed if finding.check in CORRECTNESS_CHECKS]
-    if wrong:
-        raise CheckError(
-            f"{wrong[0].check}.{wrong[0].metric}",
-            wrong[0].note or f"{wrong[0].value:g}",
-            expected=f"at most {wrong[0].limit:g}",
-            hint="no package was written",
-        )
-    if failed:
-        lines = ", ".join(f"{item.check}.{item.metric} {item.value:g} > {item.limit:g}" for item in failed)
-        raise BudgetError("budget", lines, expected="every figure within its limit", hint="no package was written")
-    unjudged = report.unjudged()
-    if unjudged:
-        text = ", ".join(f"{item.check}.{item.metric}" for item in unjudged)
-        if require_judged:
-            raise BudgetError(
-                "budget", f"unjudged: {text}", expected="every limit judged", hint="give a device, or data"
-            )
-        sys.stderr.write(f"warning: unjudged: {text}\n")
 
 
 def _plain(value: object) -> str:
