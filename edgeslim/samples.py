@@ -16,6 +16,8 @@ from edgeslim.core import Batch, Feed
 from edgeslim.data import Example, load_examples, split_examples
 from edgeslim.encoding import encode_examples, load_tokenizer
 from edgeslim.errors import BadInputError
+from edgeslim.images import PIXELS, load_pixels
+from edgeslim.preprocessing import Preprocessing
 
 __all__ = ["DataOptions", "Samples", "fixed_length_feed", "hash_batches", "load_samples"]
 
@@ -84,8 +86,11 @@ def load_samples(
     labels: Mapping[str, int] | None,
     example: Feed | None,
     seed: int,
+    preprocessing: Preprocessing | None = None,
 ) -> Samples:
     """Loads what ``options`` name; ``example`` is the source's own input, used where no data was given.
+
+    With ``preprocessing`` the samples are pictures.
 
     Raises:
         BadInputError: a file can't be used, or there is neither data nor a stand-in.
@@ -93,10 +98,27 @@ def load_samples(
     files = [base / name for name in (options.file, options.calibration, options.evaluation) if name is not None]
     if any(path.suffix == ".npz" for path in files):
         return _from_arrays(options, base, input_names, seed)
+    if files and preprocessing is not None:
+        return _from_pictures(options, base, input_names, labels, seed, preprocessing)
     if not files and example is not None:
         batch = Batch(feed=example, rows=int(next(iter(example.values())).shape[0]))
         note = "no data given: calibrated on the model's example inputs; its accuracy is not judged"
         return Samples(calibration=(batch,), evaluation=(batch,), judged=False, notes=(note,))
+    folder = next((path for path in files if path.is_dir()), None)
+    if folder is not None:
+        raise BadInputError(
+            str(folder),
+            "a folder",
+            expected="a file of samples",
+            hint='if it holds pictures, task = "image-classification"',
+        )
+    if preprocessing is not None:
+        raise BadInputError(
+            "data",
+            "no samples",
+            expected="a folder of pictures, a .parquet with images, or an .npz",
+            hint="--data FOLDER",
+        )
     if tokenizer is None:
         raise BadInputError(
             "data",
@@ -180,6 +202,50 @@ def _from_arrays(options: DataOptions, base: Path, input_names: Sequence[str], s
         if shared:
             raise _overlap(options, f"{len(shared)} samples stand in both")
     return Samples(calibration=batch_arrays(calibration, input_names), evaluation=batch_arrays(evaluation, input_names))
+
+
+def _from_pictures(
+    options: DataOptions,
+    base: Path,
+    input_names: Sequence[str],
+    labels: Mapping[str, int] | None,
+    seed: int,
+    preprocessing: Preprocessing,
+) -> Samples:
+    if len(input_names) != 1:
+        raise BadInputError(
+            "data",
+            "pictures, and a model with the inputs " + ", ".join(input_names),
+            expected="a model with one input",
+            hint="give an .npz file with one array a model input",
+        )
+
+    def load(name: str, classes: str | None) -> Arrays:
+        return load_pixels(base / name, preprocessing, labels=labels, label_column=classes)
+
+    if options.file is not None:
+        pixels = load(options.file, options.label_column)
+        count = min(options.calibration_samples, max(1, pixels.rows // 2))
+        calibration, evaluation = split_arrays(pixels, calibration=count, seed=seed)
+    else:
+        calibration, evaluation = (
+            load(str(name), options.label_column) for name in (options.calibration, options.evaluation)
+        )
+        shared = _rows(calibration) & _rows(evaluation)
+        if shared:
+            raise _overlap(options, f"{len(shared)} pictures stand in both")
+
+    def batches(arrays: Arrays, classes: Sequence[int]) -> tuple[Batch, ...]:
+        return tuple(
+            Batch(
+                feed={input_names[0]: preprocessing.normalize(arrays.inputs[PIXELS][row : row + 1])},
+                rows=1,
+                labels=tuple(classes[row : row + 1]),
+            )
+            for row in range(arrays.rows)
+        )
+
+    return Samples(calibration=batches(calibration, ()), evaluation=batches(evaluation, evaluation.labels))
 
 
 def _words(example: Example) -> str:
