@@ -92,7 +92,8 @@ def check_latency(
         times = measure_pair(reference, candidate, feed, rounds=rounds, progress=progress)
         yield from _percentiles(times.candidate_ms, where, f"{rounds} rounds in turns with the float export; {shapes}")
         p50 = statistics.median(times.reference_ms)
-        yield Finding.at_most("latency", "latency_reference_p50_ms", p50, "ms", None, where)
+        samples = _microseconds(times.reference_ms)
+        yield Finding.at_most("latency", "latency_reference_p50_ms", p50, "ms", None, where, samples=samples)
         yield Finding.at_most("latency", "latency_ratio", times.ratio, "ratio", limit, where, "median of paired ratios")
     if budget.max_latency_ms is not None:
         note = "no device was measured; this host's figures are not the device's"
@@ -158,8 +159,13 @@ def describe_host(threads: int) -> str:
 
 def _percentiles(times_ms: Sequence[float], where: str, note: str) -> Iterator[Finding]:
     p50, p95 = (float(np.percentile(times_ms, share)) for share in (50, 95))
-    yield Finding.at_most("latency", "latency_p50_ms", p50, "ms", None, where, note)
+    yield Finding.at_most("latency", "latency_p50_ms", p50, "ms", None, where, note, _microseconds(times_ms))
     yield Finding.at_most("latency", "latency_p95_ms", p95, "ms", None, where)
+
+
+def _microseconds(times_ms: Sequence[float]) -> tuple[float, ...]:
+    """The times as the report keeps them: nothing below a microsecond is worth its digits."""
+    return tuple(round(value, 3) for value in times_ms)
 
 
 def _probe(model: Path, feed: Feed, threads: int) -> list[dict[str, float | str]]:
