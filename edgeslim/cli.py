@@ -17,6 +17,7 @@ import typer
 
 from edgeslim import __version__
 from edgeslim.commands.check import check
+from edgeslim.commands.doctor import doctor
 from edgeslim.errors import EdgeslimError
 from edgeslim.verdict import judge_report
 
@@ -35,6 +36,7 @@ app = typer.Typer(
 targets_app = typer.Typer(help="The devices that edgeslim knows.", invoke_without_command=True)
 app.add_typer(targets_app, name="targets")
 app.command("check")(check)
+app.command("doctor")(doctor)
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001  typer calls it so
