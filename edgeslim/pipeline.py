@@ -29,7 +29,7 @@ from edgeslim.checks.size import check_size
 from edgeslim.core import Artifact, ArtifactInfo, Batch, Budget, Context, Feed, Finding, Progress, Quiet, Report, Task
 from edgeslim.encoding import load_tokenizer
 from edgeslim.errors import BadInputError
-from edgeslim.inputs import input_files, remember, versions
+from edgeslim.inputs import build_inputs, hash_model, remember, versions
 from edgeslim.packaging.android import AndroidSettings, MavenCoordinates, write_aar, write_maven
 from edgeslim.packaging.archive import apk_download_bytes
 from edgeslim.packaging.bundle import Bundle, file_entry, tokenizer_extras, write_manifest
@@ -69,6 +69,7 @@ def run_build(plan: Plan, progress: Progress | None = None, cache: Cache | None 
         raise BadInputError(
             "recipe", f"{plan.recipe.torch[0].name} works on a torch model", expected="stages on the exported graph"
         )
+    before = None if cache is None else build_inputs(plan)
     with scratch_folder(plan.out) as work:
         steps = Steps(work, cache, versions(), progress)
         reference, samples = export_reference(source, task, plan, steps)
@@ -83,7 +84,7 @@ def run_build(plan: Plan, progress: Progress | None = None, cache: Cache | None 
         )
         compressed = reference
         for named in plan.recipe.graph:
-            compressed = _run_stage(named, compressed, context, steps)
+            compressed = _run_stage(named, compressed, reference, context, steps)
         encoded = _encode(compressed, steps)
         packed = _package(source, task, compressed, encoded, samples, plan, steps)
         artifact = Artifact(
@@ -109,7 +110,7 @@ def run_build(plan: Plan, progress: Progress | None = None, cache: Cache | None 
             published = hash_folder(packed / READY)
             publish(packed / READY, plan.out)
             if cache is not None:
-                remember(plan, cache, report, published, work / "nothing")
+                remember(plan, cache, before, report, published)
     return report
 
 
@@ -146,6 +147,7 @@ def export_reference(source: Source, task: Task, plan: Plan, steps: Steps) -> tu
     )
     compared = (*samples.calibration[:COMPARED_SAMPLES], *samples.padded)
     opset_max = plan.target.runtime.opset_max
+    files = {} if own is not None else hash_model(source)
 
     def make(folder: Path, scratch: Path) -> StepFacts:  # noqa: ARG001
         if own is not None:
@@ -160,15 +162,18 @@ def export_reference(source: Source, task: Task, plan: Plan, steps: Steps) -> tu
             )
             del module
         gc.collect()
+        if own is None and hash_model(source) != files:
+            raise BadInputError(
+                source.spec, "the model changed while it was being read", expected="files that stay as they are"
+            )
         return StepFacts(changed=1, bytes=_folder_bytes(folder), metrics=made.metrics, engine=made.engine)
 
-    files = {} if own is not None else {str(path): file_entry(path) for path in input_files(plan, source)}
-    inputs = (files, opset_max, classifier, hash_batches(compared))
+    inputs = (source.kind, files, opset_max, classifier, hash_batches(compared))
     folder = steps.run("export", inputs, make, reuse=own is None)
     return folder, samples.restricted(open_runner(folder / graph.MODEL_NAME).inputs)
 
 
-def _run_stage(named: NamedStage, before: Path, context: Context, steps: Steps) -> Path:
+def _run_stage(named: NamedStage, before: Path, reference: Path, context: Context, steps: Steps) -> Path:
     """The folder of the graph after one stage."""
 
     def make(folder: Path, scratch: Path) -> StepFacts:
@@ -182,6 +187,8 @@ def _run_stage(named: NamedStage, before: Path, context: Context, steps: Steps) 
     target = context.target
     inputs = (
         hash_folder(before),
+        hash_folder(reference),
+        dict(context.task.manifest()),
         named.name,
         repr(named.stage),
         asdict(target.machine),
