@@ -18,6 +18,7 @@ import typer
 from edgeslim import __version__
 from edgeslim.commands.check import check
 from edgeslim.commands.doctor import doctor
+from edgeslim.commands.init import init
 from edgeslim.errors import EdgeslimError
 from edgeslim.verdict import judge_report
 
@@ -37,6 +38,7 @@ targets_app = typer.Typer(help="The devices that edgeslim knows.", invoke_withou
 app.add_typer(targets_app, name="targets")
 app.command("check")(check)
 app.command("doctor")(doctor)
+app.command("init")(init)
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001  typer calls it so
