@@ -288,6 +288,7 @@ def test_options_reach_the_build(edge: Any, fake: Any) -> None:
         "max_latency": "4ms",
         "name": "n",
         "out": "o",
+        "use_cache": True,
     }
 
 
