@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -26,6 +29,7 @@ __all__ = ["app", "run"]
 
 INTERRUPTED = 130
 READER_GONE = 141
+_AS_IT_WAS = "the output is as it was, or finished"
 
 app = typer.Typer(
     name="edgeslim",
@@ -111,7 +115,7 @@ def build(
     if dry_run:
         from edgeslim.explain import explain_plan
 
-        typer.echo(explain_plan(overrides, as_json=as_json))
+        typer.echo(explain_plan(overrides, as_json=as_json, use_cache=use_cache))
         return
     from rich.console import Console
 
@@ -144,7 +148,8 @@ def show_cache(
 
     cache = Cache.default()
     if cache is None:
-        typer.echo("the cache is off (EDGESLIM_CACHE=off)")
+        nothing: dict[str, object] = {"root": None, "limit_bytes": 0, "entries": []}
+        typer.echo(json.dumps(nothing, indent=2) if as_json else "the cache is off (EDGESLIM_CACHE=off)")
         return
     if clear:
         typer.echo(f"removed {cache.clear()} entries from {cache.root}")
@@ -199,10 +204,35 @@ def show_target(
             typer.echo(f"{key}: {_plain(value)}")
 
 
+class _Terminated(BaseException):
+    """SIGTERM or SIGHUP: what is open gets closed on the way out, as with Ctrl-C."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    raise _Terminated(number)
+
+
 def run() -> int:
     """Runs the command line and returns its exit code; no traceback reaches a user."""
+    handled = []
+    if threading.current_thread() is threading.main_thread():
+        # What the caller ignores (nohup) stays ignored.
+        handled = [item for item in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(item) is signal.SIG_DFL]
+    for number in handled:
+        signal.signal(number, _terminate)
+    try:
+        return _run()
+    finally:
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _run() -> int:
     try:
         result = app(standalone_mode=False)
+    except _Terminated as error:
+        sys.stderr.write(f"terminated: {_AS_IT_WAS}\n")
+        return 128 + int(error.args[0])
     except EdgeslimError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
@@ -224,7 +254,7 @@ def run() -> int:
         )
         return 1
     if result == INTERRUPTED:
-        sys.stderr.write("interrupted: nothing was written\n")
+        sys.stderr.write(f"interrupted: {_AS_IT_WAS}\n")
     return int(result or 0)
 
 

@@ -21,6 +21,7 @@ from types import FrameType
 
 __all__ = ["claimed_folder", "remove_abandoned", "uninterrupted"]
 
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SUFFIX = "[a-z0-9_]{8}"  # what mkdtemp appends
 
 
@@ -62,7 +63,7 @@ def remove_abandoned(parent: Path, prefix: str) -> None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Holds SIGINT and SIGTERM back until the block has ended; only the main thread gets any."""
+    """Holds signals that end a process back until the block has ended; only the main thread gets any."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -71,7 +72,7 @@ def uninterrupted() -> Iterator[None]:
     def hold(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         held.append(number)
 
-    before = {number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, hold) for number in _ENDING}
     try:
         yield
     finally:
