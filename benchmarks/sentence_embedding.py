@@ -23,8 +23,11 @@ from pathlib import Path
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-from edgeslim import codec, data
+from edgeslim import codec
+from edgeslim.builtin import builtin_text
 from edgeslim.core import Batch, Quiet, Runner
+from edgeslim.data import load_examples
+from edgeslim.encoding import encode_examples, load_tokenizer
 from edgeslim.export import export_huggingface
 from edgeslim.samples import fixed_length_feed
 from edgeslim.session import open_runner
@@ -108,14 +111,14 @@ def main() -> None:
         build = build_sample(folder / "out")
         source = resolve_source(MODEL)
         assert source.tokenizer is not None
-        tokenizer = data.load_tokenizer(source.tokenizer)
+        tokenizer = load_tokenizer(source.tokenizer)
         names = ("input_ids", "attention_mask", "token_type_ids")
         sets = {
-            "in domain": data.load_examples(SAMPLE / "data" / "evaluation.txt"),
-            "out of domain": data.builtin_text(300, seed=0),
+            "in domain": load_examples(SAMPLE / "data" / "evaluation.txt"),
+            "out of domain": builtin_text(300, seed=0),
         }
         batches = {
-            key: list(data.encode_examples(examples, tokenizer, names, max_length=SEQUENCE))
+            key: list(encode_examples(examples, tokenizer, names, max_length=SEQUENCE))
             for key, examples in sets.items()
         }
         module = load_huggingface(source, classifier=False)

@@ -76,6 +76,8 @@ def build(
     cache = Cache.default() if use_cache else None
     unchanged = None if cache is None else find_unchanged(plan, cache)
     if unchanged is not None:
+        if progress is not None:
+            progress.step("nothing to do: inputs and output are those of an earlier build")
         return unchanged
     from edgeslim.pipeline import run_build  # only now: there is something to do, and this takes seconds
 

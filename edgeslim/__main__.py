@@ -9,9 +9,13 @@ __all__ = ["main"]
 
 def main() -> None:
     """The entry point: runs the command line and exits with its code."""
-    from edgeslim.cli import run
+    try:
+        from edgeslim.cli import run
 
-    sys.exit(run())
+        code = run()
+    except KeyboardInterrupt:  # while modules were still being loaded
+        code = 130
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -7,25 +7,29 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import FrameType
+from typing import Annotated
 
 import typer
 
 from edgeslim import __version__
-from edgeslim.errors import BudgetError, CheckError, EdgeslimError
-
-if TYPE_CHECKING:
-    from edgeslim.core import Report
+from edgeslim.commands.check import check
+from edgeslim.commands.doctor import doctor
+from edgeslim.commands.init import init
+from edgeslim.errors import EdgeslimError
+from edgeslim.verdict import judge_report
 
 __all__ = ["app", "run"]
 
-CORRECTNESS_CHECKS = ("lossless", "operators", "export")
 INTERRUPTED = 130
 READER_GONE = 141
+_AS_IT_WAS = "the output is as it was, or finished"
 
 app = typer.Typer(
     name="edgeslim",
@@ -36,6 +40,9 @@ app = typer.Typer(
 )
 targets_app = typer.Typer(help="The devices that edgeslim knows.", invoke_without_command=True)
 app.add_typer(targets_app, name="targets")
+app.command("check")(check)
+app.command("doctor")(doctor)
+app.command("init")(init)
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001  typer calls it so
@@ -108,7 +115,7 @@ def build(
     if dry_run:
         from edgeslim.explain import explain_plan
 
-        typer.echo(explain_plan(overrides, as_json=as_json))
+        typer.echo(explain_plan(overrides, as_json=as_json, use_cache=use_cache))
         return
     from rich.console import Console
 
@@ -122,7 +129,7 @@ def build(
         typer.echo(report.to_json(), nl=False)
     elif not quiet:
         print_report(report, Console(soft_wrap=False), written=not report.failed())
-    _judge(report, require_judged=require_judged)
+    judge_report(report, require_judged=require_judged, hint="no package was written")
     if depfile is not None:
         from edgeslim.inputs import write_depfile
 
@@ -141,7 +148,8 @@ def show_cache(
 
     cache = Cache.default()
     if cache is None:
-        typer.echo("the cache is off (EDGESLIM_CACHE=off)")
+        nothing: dict[str, object] = {"root": None, "limit_bytes": 0, "entries": []}
+        typer.echo(json.dumps(nothing, indent=2) if as_json else "the cache is off (EDGESLIM_CACHE=off)")
         return
     if clear:
         typer.echo(f"removed {cache.clear()} entries from {cache.root}")
@@ -196,10 +204,35 @@ def show_target(
             typer.echo(f"{key}: {_plain(value)}")
 
 
+class _Terminated(BaseException):
+    """SIGTERM or SIGHUP: what is open gets closed on the way out, as with Ctrl-C."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    raise _Terminated(number)
+
+
 def run() -> int:
     """Runs the command line and returns its exit code; no traceback reaches a user."""
+    handled = []
+    if threading.current_thread() is threading.main_thread():
+        # What the caller ignores (nohup) stays ignored.
+        handled = [item for item in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(item) is signal.SIG_DFL]
+    for number in handled:
+        signal.signal(number, _terminate)
+    try:
+        return _run()
+    finally:
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _run() -> int:
     try:
         result = app(standalone_mode=False)
+    except _Terminated as error:
+        sys.stderr.write(f"terminated: {_AS_IT_WAS}\n")
+        return 128 + int(error.args[0])
     except EdgeslimError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
@@ -221,31 +254,8 @@ def run() -> int:
         )
         return 1
     if result == INTERRUPTED:
-        sys.stderr.write("interrupted: nothing was written\n")
+        sys.stderr.write(f"interrupted: {_AS_IT_WAS}\n")
     return int(result or 0)
-
-
-def _judge(report: Report, *, require_judged: bool) -> None:
-    failed = report.failed()
-    wrong = [finding for finding in failed if finding.check in CORRECTNESS_CHECKS]
-    if wrong:
-        raise CheckError(
-            f"{wrong[0].check}.{wrong[0].metric}",
-            wrong[0].note or f"{wrong[0].value:g}",
-            expected=f"at most {wrong[0].limit:g}",
-            hint="no package was written",
-        )
-    if failed:
-        lines = ", ".join(f"{item.check}.{item.metric} {item.value:g} > {item.limit:g}" for item in failed)
-        raise BudgetError("budget", lines, expected="every figure within its limit", hint="no package was written")
-    unjudged = report.unjudged()
-    if unjudged:
-        text = ", ".join(f"{item.check}.{item.metric}" for item in unjudged)
-        if require_judged:
-            raise BudgetError(
-                "budget", f"unjudged: {text}", expected="every limit judged", hint="give a device, or data"
-            )
-        sys.stderr.write(f"warning: unjudged: {text}\n")
 
 
 def _plain(value: object) -> str:

@@ -149,19 +149,22 @@ class Stage(Protocol[Model]):
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """The files of a finished build, and the float export that they are measured against."""
+    """The files of a finished build, and the float export that they are measured against, where there is one."""
 
     package: Path
     model: Path
     weights: Path
     packed: Path
     manifest: Path
-    reference: Path
+    reference: Path | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing measured: ``where`` says on what (a file, ``host``, ``device``)."""
+    """One thing measured: ``where`` says on what (a file, ``host``, ``device``).
+
+    ``samples`` are the single measurements behind the value, where it sums up several.
+    """
 
     check: str
     metric: str
@@ -171,10 +174,19 @@ class Finding:
     verdict: Verdict
     where: str
     note: str = ""
+    samples: tuple[float, ...] = ()
 
     @classmethod
     def at_most(
-        cls, check: str, metric: str, value: float | None, unit: str, limit: float | None, where: str, note: str = ""
+        cls,
+        check: str,
+        metric: str,
+        value: float | None,
+        unit: str,
+        limit: float | None,
+        where: str,
+        note: str = "",
+        samples: Sequence[float] = (),
     ) -> Finding:
         """A finding that passes while ``value`` is at most ``limit``; without a value it is unjudged."""
         verdict: Verdict
@@ -193,6 +205,7 @@ class Finding:
             verdict=verdict,
             where=where,
             note=note,
+            samples=tuple(samples),
         )
 
 
@@ -234,8 +247,11 @@ class Report:
     schema: int = REPORT_SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain JSON values, ``schema`` first."""
+        """The report as plain JSON values, ``schema`` first; a finding has ``samples`` only where there are some."""
         plain = asdict(self)
+        for finding in plain["findings"]:
+            if not finding["samples"]:
+                del finding["samples"]
         return {"schema": plain.pop("schema"), **plain}
 
     def to_json(self) -> str:

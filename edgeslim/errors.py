@@ -8,7 +8,7 @@ An error says where it happened, what was found, what was expected, and then how
 
 One subclass a kind of trouble, one exit code a subclass. The codes are part of the command line's contract:
 0 fine, 1 a defect of edgeslim itself, 2 usage, 3 bad input, 4 missed budget, 5 missing tool, 6 failed check,
-130 interrupted, 141 nobody reads the output any more.
+130 interrupted, 143 terminated, 141 nobody reads the output any more.
 """
 
 from __future__ import annotations

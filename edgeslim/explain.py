@@ -13,7 +13,7 @@ from edgeslim.source import resolve_source
 __all__ = ["explain_plan"]
 
 
-def explain_plan(overrides: Overrides, *, as_json: bool) -> str:
+def explain_plan(overrides: Overrides, *, as_json: bool, use_cache: bool = True) -> str:
     """The resolved plan as text or JSON: source, steps, limits, and whether anything changed since the last build.
 
     Raises:
@@ -22,7 +22,7 @@ def explain_plan(overrides: Overrides, *, as_json: bool) -> str:
     plan = plan_build(overrides)
     source = resolve_source(plan.model, base=plan.base, tokenizer=plan.tokenizer, name=plan.name)
     files = input_files(plan, source)
-    cache = Cache.default()
+    cache = Cache.default() if use_cache else None
     unchanged = cache is not None and find_unchanged(plan, cache) is not None
     reasons = () if unchanged else why_changed(plan, cache) if cache is not None else ("the cache is off",)
     if not unchanged and not reasons:
@@ -58,7 +58,7 @@ def explain_plan(overrides: Overrides, *, as_json: bool) -> str:
         settings = next((named.stage for named in plan.recipe.graph if named.name == step), None)
         lines.append(f"step     {step}" + (f": {settings}" if settings is not None else ""))
     lines.append(
-        "nothing would run: inputs and output are those of the last build" if unchanged else "would run, since"
+        "nothing would run: inputs and output are those of an earlier build" if unchanged else "would run, since"
     )
     shown = reasons[:12]
     lines += [f"  {reason}" for reason in shown]

@@ -26,24 +26,26 @@ from edgeslim.checks.latency import check_latency
 from edgeslim.checks.lossless import check_lossless
 from edgeslim.checks.operators import check_operators
 from edgeslim.checks.size import check_size
-from edgeslim.core import Artifact, ArtifactInfo, Context, Feed, Finding, Progress, Quiet, Report, Task
-from edgeslim.data import load_tokenizer
+from edgeslim.core import Artifact, ArtifactInfo, Batch, Budget, Context, Feed, Finding, Progress, Quiet, Report, Task
+from edgeslim.encoding import load_tokenizer
 from edgeslim.errors import BadInputError
-from edgeslim.inputs import input_files, remember, versions
+from edgeslim.inputs import build_inputs, hash_model, remember, versions
 from edgeslim.packaging.android import AndroidSettings, MavenCoordinates, write_aar, write_maven
 from edgeslim.packaging.archive import apk_download_bytes
 from edgeslim.packaging.bundle import Bundle, file_entry, tokenizer_extras, write_manifest
 from edgeslim.packaging.tarball import write_tarball
+from edgeslim.pooling import pooling_from_folder
 from edgeslim.project import Plan
 from edgeslim.recipe import NamedStage
 from edgeslim.samples import Samples, fixed_length_feed, hash_batches, load_samples
 from edgeslim.session import open_runner, runtime_version
 from edgeslim.source import Source, load_huggingface, load_own, resolve_source
 from edgeslim.steps import StepFacts, Steps, hash_folder
-from edgeslim.task import FeatureExtraction, TextClassification, is_classifier, pooling_from_folder, resolve_task
+from edgeslim.target import TargetProfile
+from edgeslim.task import FeatureExtraction, TextClassification, is_classifier, resolve_task
 from edgeslim.workspace import publish, scratch_folder
 
-__all__ = ["run_build"]
+__all__ = ["check_cost", "export_reference", "run_build"]
 
 COMPARED_SAMPLES = 8
 LATENCY_LENGTH = 128
@@ -67,9 +69,10 @@ def run_build(plan: Plan, progress: Progress | None = None, cache: Cache | None 
         raise BadInputError(
             "recipe", f"{plan.recipe.torch[0].name} works on a torch model", expected="stages on the exported graph"
         )
+    before = None if cache is None else build_inputs(plan)
     with scratch_folder(plan.out) as work:
         steps = Steps(work, cache, versions(), progress)
-        reference, samples = _export(source, task, plan, steps)
+        reference, samples = export_reference(source, task, plan, steps)
         context = Context(
             target=plan.target,
             task=task,
@@ -81,9 +84,9 @@ def run_build(plan: Plan, progress: Progress | None = None, cache: Cache | None 
         )
         compressed = reference
         for named in plan.recipe.graph:
-            compressed = _run_stage(named, compressed, context, steps)
+            compressed = _run_stage(named, compressed, reference, context, steps)
         encoded = _encode(compressed, steps)
-        packed = _package(source, task, compressed, encoded, plan, steps)
+        packed = _package(source, task, compressed, encoded, samples, plan, steps)
         artifact = Artifact(
             package=packed / READY / _package_name(source, plan),
             model=compressed / graph.MODEL_NAME,
@@ -107,11 +110,11 @@ def run_build(plan: Plan, progress: Progress | None = None, cache: Cache | None 
             published = hash_folder(packed / READY)
             publish(packed / READY, plan.out)
             if cache is not None:
-                remember(plan, cache, report, published, work / "nothing")
+                remember(plan, cache, before, report, published)
     return report
 
 
-def _export(source: Source, task: Task, plan: Plan, steps: Steps) -> tuple[Path, Samples]:
+def export_reference(source: Source, task: Task, plan: Plan, steps: Steps) -> tuple[Path, Samples]:
     """The folder of the float graph, compared with its source, and the samples that fit its inputs."""
     classifier = isinstance(task, TextClassification) or (
         not isinstance(task, FeatureExtraction) and is_classifier(source.config)
@@ -144,6 +147,7 @@ def _export(source: Source, task: Task, plan: Plan, steps: Steps) -> tuple[Path,
     )
     compared = (*samples.calibration[:COMPARED_SAMPLES], *samples.padded)
     opset_max = plan.target.runtime.opset_max
+    files = {} if own is not None else hash_model(source)
 
     def make(folder: Path, scratch: Path) -> StepFacts:  # noqa: ARG001
         if own is not None:
@@ -158,15 +162,18 @@ def _export(source: Source, task: Task, plan: Plan, steps: Steps) -> tuple[Path,
             )
             del module
         gc.collect()
+        if own is None and hash_model(source) != files:
+            raise BadInputError(
+                source.spec, "the model changed while it was being read", expected="files that stay as they are"
+            )
         return StepFacts(changed=1, bytes=_folder_bytes(folder), metrics=made.metrics, engine=made.engine)
 
-    files = {} if own is not None else {str(path): file_entry(path) for path in input_files(plan, source)}
-    inputs = (files, opset_max, classifier, hash_batches(compared))
+    inputs = (source.kind, files, opset_max, classifier, hash_batches(compared))
     folder = steps.run("export", inputs, make, reuse=own is None)
     return folder, samples.restricted(open_runner(folder / graph.MODEL_NAME).inputs)
 
 
-def _run_stage(named: NamedStage, before: Path, context: Context, steps: Steps) -> Path:
+def _run_stage(named: NamedStage, before: Path, reference: Path, context: Context, steps: Steps) -> Path:
     """The folder of the graph after one stage."""
 
     def make(folder: Path, scratch: Path) -> StepFacts:
@@ -180,6 +187,8 @@ def _run_stage(named: NamedStage, before: Path, context: Context, steps: Steps) 
     target = context.target
     inputs = (
         hash_folder(before),
+        hash_folder(reference),
+        dict(context.task.manifest()),
         named.name,
         repr(named.stage),
         asdict(target.machine),
@@ -220,14 +229,16 @@ def _package_name(source: Source, plan: Plan) -> str:
     return source.name + (".aar" if plan.target.package.kind == "aar" else ".tar.gz")
 
 
-def _package(source: Source, task: Task, before: Path, encoded: Path, plan: Plan, steps: Steps) -> Path:
+def _package(
+    source: Source, task: Task, before: Path, encoded: Path, samples: Samples, plan: Plan, steps: Steps
+) -> Path:
     """The folder of the manifest, and in ``ready`` of all that is published."""
     extras = tokenizer_extras(source.tokenizer)
     if source.licence_file is not None:
         extras = (*extras, ("LICENSE", source.licence_file))
     model, weights, packed = before / graph.MODEL_NAME, before / graph.WEIGHTS_NAME, encoded / PACKED_NAME
     files = {graph.MODEL_NAME: model, graph.WEIGHTS_NAME: weights, PACKED_NAME: packed, **dict(extras)}
-    facts = _facts(source, task, model, plan)
+    facts = _facts(source, task, model, samples, plan)
 
     def make(folder: Path, scratch: Path) -> StepFacts:  # noqa: ARG001
         ready, manifest = folder / READY, folder / MANIFEST_NAME
@@ -267,20 +278,40 @@ def _check(
         judged=samples.judged,
         progress=context.progress,
     )
-    aar = plan.target.package.kind == "aar"
+    yield from check_cost(
+        artifact,
+        samples.evaluation,
+        plan.target,
+        plan.budget,
+        aar=plan.target.package.kind == "aar",
+        max_length=plan.data.max_length,
+        progress=context.progress,
+    )
+
+
+def check_cost(
+    artifact: Artifact,
+    evaluation: Sequence[Batch],
+    target: TargetProfile,
+    budget: Budget,
+    *,
+    aar: bool,
+    max_length: int,
+    progress: Progress,
+) -> Iterator[Finding]:
+    """What the package costs: bytes, and on this host latency, load time and memory."""
+    package = artifact.package.stat().st_size
     yield from check_size(
         artifact,
-        plan.budget,
-        download_bytes=apk_download_bytes(artifact.package) if aar else artifact.package.stat().st_size,
-        installed_bytes=artifact.package.stat().st_size
-        + artifact.weights.stat().st_size
-        + artifact.model.stat().st_size,
+        budget,
+        download_bytes=apk_download_bytes(artifact.package) if aar else package,
+        installed_bytes=package + artifact.weights.stat().st_size + artifact.model.stat().st_size,
     )
-    feed = fixed_length_feed(samples.evaluation, min(LATENCY_LENGTH, plan.data.max_length))
-    yield from check_latency(artifact, feed, plan.target, plan.budget, progress=context.progress)
+    feed = fixed_length_feed(evaluation, min(LATENCY_LENGTH, max_length))
+    yield from check_latency(artifact, feed, target, budget, progress=progress)
 
 
-def _facts(source: Source, task: Task, path: Path, plan: Plan) -> Mapping[str, Any]:
+def _facts(source: Source, task: Task, path: Path, samples: Samples, plan: Plan) -> Mapping[str, Any]:
     """What the manifest says besides files: nothing that depends on the machine or the hour."""
     spec = source.spec if source.kind == "module" or source.spec.startswith("pkg://") else Path(source.spec).name
     return {
@@ -296,6 +327,13 @@ def _facts(source: Source, task: Task, path: Path, plan: Plan) -> Mapping[str, A
             "version": plan.target.runtime.version,
             "providers": list(plan.target.runtime.providers),
             "threads": plan.target.runtime.threads,
+            "opset_max": plan.target.runtime.opset_max,
+        },
+        "machine": {"isa": plan.target.machine.isa, "features": list(plan.target.machine.features)},
+        "calibration": {
+            "sha256": hash_batches(samples.calibration),
+            "samples": plan.data.calibration_samples,
+            "seed": plan.seed,
         },
         "min_sdk": plan.target.package.min_sdk if plan.target.package.kind == "aar" else None,
         "tokenizer": {"folder": "tokenizer", "max_length": plan.data.max_length} if source.tokenizer else None,

@@ -19,12 +19,13 @@ __all__ = ["format_value", "print_report"]
 _STYLES = {"pass": "green", "fail": "bold red", "unjudged": "yellow", "measured": "dim"}
 
 
-def print_report(report: Report, console: Console, *, written: bool) -> None:
-    """Prints steps, findings and notes; ``written`` says whether the package was put into its place."""
+def print_report(report: Report, console: Console, *, written: bool, heading: str | None = None) -> None:
+    """Prints steps, findings and notes; ``written`` says whether the package lies in its place."""
     from rich.markup import escape
     from rich.table import Table
 
-    console.print(f"edgeslim build for {report.target}", style="bold", highlight=False)
+    heading = heading or f"edgeslim build for {report.target}"
+    console.print(heading, style="bold", highlight=False, markup=False)
     steps = Table(box=None, pad_edge=False)
     for column in ("step", "changed", "size", "time", "left alone, and why"):
         steps.add_column(column, justify="left" if column in ("step", "left alone, and why") else "right")
@@ -39,7 +40,8 @@ def print_report(report: Report, console: Console, *, written: bool) -> None:
             f"{step.seconds:.1f} s",
             escape(skipped),
         )
-    console.print(steps)
+    if report.steps:
+        console.print(steps)
     for (check, where), group in groupby(report.findings, key=lambda finding: (finding.check, finding.where)):
         console.print(f"\n[bold]{check}[/]  {escape(where)}", highlight=False)
         findings = Table(box=None, pad_edge=False, show_header=False)

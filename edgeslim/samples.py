@@ -10,9 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from edgeslim import data
+from edgeslim.arrays import Arrays, batch_arrays, load_arrays, split_arrays
+from edgeslim.builtin import builtin_text
 from edgeslim.core import Batch, Feed
+from edgeslim.data import Example, load_examples, split_examples
+from edgeslim.encoding import encode_examples, load_tokenizer
 from edgeslim.errors import BadInputError
+from edgeslim.images import PIXELS, load_pixels
+from edgeslim.preprocessing import Preprocessing
 
 __all__ = ["DataOptions", "Samples", "fixed_length_feed", "hash_batches", "load_samples"]
 
@@ -81,8 +86,11 @@ def load_samples(
     labels: Mapping[str, int] | None,
     example: Feed | None,
     seed: int,
+    preprocessing: Preprocessing | None = None,
 ) -> Samples:
     """Loads what ``options`` name; ``example`` is the source's own input, used where no data was given.
+
+    With ``preprocessing`` the samples are pictures.
 
     Raises:
         BadInputError: a file can't be used, or there is neither data nor a stand-in.
@@ -90,10 +98,27 @@ def load_samples(
     files = [base / name for name in (options.file, options.calibration, options.evaluation) if name is not None]
     if any(path.suffix == ".npz" for path in files):
         return _from_arrays(options, base, input_names, seed)
+    if files and preprocessing is not None:
+        return _from_pictures(options, base, input_names, labels, seed, preprocessing)
     if not files and example is not None:
         batch = Batch(feed=example, rows=int(next(iter(example.values())).shape[0]))
         note = "no data given: calibrated on the model's example inputs; its accuracy is not judged"
         return Samples(calibration=(batch,), evaluation=(batch,), judged=False, notes=(note,))
+    folder = next((path for path in files if path.is_dir()), None)
+    if folder is not None:
+        raise BadInputError(
+            str(folder),
+            "a folder",
+            expected="a file of samples",
+            hint='if it holds pictures, task = "image-classification"',
+        )
+    if preprocessing is not None:
+        raise BadInputError(
+            "data",
+            "no samples",
+            expected="a folder of pictures, a .parquet with images, or an .npz",
+            hint="--data FOLDER",
+        )
     if tokenizer is None:
         raise BadInputError(
             "data",
@@ -104,14 +129,14 @@ def load_samples(
             hint="for a text model, put tokenizer.json beside it or name its folder with the key `tokenizer`",
         )
     calibration, evaluation, notes = _examples(options, base, files, seed)
-    loaded = data.load_tokenizer(tokenizer)
+    loaded = load_tokenizer(tokenizer)
 
-    def encode(examples: Sequence[data.Example], size: int) -> tuple[Batch, ...]:
-        return data.encode_examples(
+    def encode(examples: Sequence[Example], size: int) -> tuple[Batch, ...]:
+        return encode_examples(
             examples, loaded, input_names, max_length=options.max_length, batch_size=size, labels=labels
         )
 
-    unlabelled = [data.Example(text=example.text) for example in calibration]
+    unlabelled = [Example(text=example.text) for example in calibration]
     by_length = sorted(unlabelled, key=lambda example: len(example.text))
     padded = encode([by_length[0], by_length[-1]], 2) if loaded.pad_token is not None else ()
     return Samples(calibration=encode(unlabelled, 1), evaluation=encode(evaluation, 1), padded=padded, notes=notes)
@@ -144,9 +169,9 @@ def hash_batches(batches: Sequence[Batch]) -> str:
 
 def _examples(
     options: DataOptions, base: Path, files: Sequence[Path], seed: int
-) -> tuple[Sequence[data.Example], Sequence[data.Example], tuple[str, ...]]:
-    def load(path: Path) -> tuple[data.Example, ...]:
-        return data.load_examples(path, text_column=options.text_column, label_column=options.label_column)
+) -> tuple[Sequence[Example], Sequence[Example], tuple[str, ...]]:
+    def load(path: Path) -> tuple[Example, ...]:
+        return load_examples(path, text_column=options.text_column, label_column=options.label_column)
 
     if options.calibration is not None and options.evaluation is not None:
         calibration = load(base / options.calibration)
@@ -160,35 +185,75 @@ def _examples(
     if files:
         examples = load(files[0])
         count = min(count, max(1, len(examples) // 2))
-        return *data.split_examples(examples, calibration=count, seed=seed), ()
+        return *split_examples(examples, calibration=count, seed=seed), ()
     note = "no data given: calibrated and evaluated on English from Python's own manual, not on your text (--data FILE)"
-    examples = data.builtin_text(count + BUILTIN_EVALUATION, seed)
-    return *data.split_examples(examples, calibration=count, seed=seed), (note,)
+    examples = builtin_text(count + BUILTIN_EVALUATION, seed)
+    return *split_examples(examples, calibration=count, seed=seed), (note,)
 
 
 def _from_arrays(options: DataOptions, base: Path, input_names: Sequence[str], seed: int) -> Samples:
     if options.file is not None:
-        arrays = data.load_arrays(base / options.file)
+        arrays = load_arrays(base / options.file)
         count = min(options.calibration_samples, max(1, arrays.rows // 2))
-        calibration, evaluation = data.split_arrays(arrays, calibration=count, seed=seed)
+        calibration, evaluation = split_arrays(arrays, calibration=count, seed=seed)
     else:
-        calibration, evaluation = (
-            data.load_arrays(base / str(name)) for name in (options.calibration, options.evaluation)
-        )
+        calibration, evaluation = (load_arrays(base / str(name)) for name in (options.calibration, options.evaluation))
         shared = _rows(calibration) & _rows(evaluation)
         if shared:
             raise _overlap(options, f"{len(shared)} samples stand in both")
-    return Samples(
-        calibration=data.batch_arrays(calibration, input_names), evaluation=data.batch_arrays(evaluation, input_names)
-    )
+    return Samples(calibration=batch_arrays(calibration, input_names), evaluation=batch_arrays(evaluation, input_names))
 
 
-def _words(example: data.Example) -> str:
+def _from_pictures(
+    options: DataOptions,
+    base: Path,
+    input_names: Sequence[str],
+    labels: Mapping[str, int] | None,
+    seed: int,
+    preprocessing: Preprocessing,
+) -> Samples:
+    if len(input_names) != 1:
+        raise BadInputError(
+            "data",
+            "pictures, and a model with the inputs " + ", ".join(input_names),
+            expected="a model with one input",
+            hint="give an .npz file with one array a model input",
+        )
+
+    def load(name: str, classes: str | None) -> Arrays:
+        return load_pixels(base / name, preprocessing, labels=labels, label_column=classes)
+
+    if options.file is not None:
+        pixels = load(options.file, options.label_column)
+        count = min(options.calibration_samples, max(1, pixels.rows // 2))
+        calibration, evaluation = split_arrays(pixels, calibration=count, seed=seed)
+    else:
+        calibration, evaluation = (
+            load(str(name), options.label_column) for name in (options.calibration, options.evaluation)
+        )
+        shared = _rows(calibration) & _rows(evaluation)
+        if shared:
+            raise _overlap(options, f"{len(shared)} pictures stand in both")
+
+    def batches(arrays: Arrays, classes: Sequence[int]) -> tuple[Batch, ...]:
+        return tuple(
+            Batch(
+                feed={input_names[0]: preprocessing.normalize(arrays.inputs[PIXELS][row : row + 1])},
+                rows=1,
+                labels=tuple(classes[row : row + 1]),
+            )
+            for row in range(arrays.rows)
+        )
+
+    return Samples(calibration=batches(calibration, ()), evaluation=batches(evaluation, evaluation.labels))
+
+
+def _words(example: Example) -> str:
     """A text as a split compares it: case and white space don't make another sample of it."""
     return " ".join(example.text.split()).casefold()
 
 
-def _rows(arrays: data.Arrays) -> set[bytes]:
+def _rows(arrays: Arrays) -> set[bytes]:
     inputs = [arrays.inputs[name] for name in sorted(arrays.inputs)]
     return {b"".join(array[row].tobytes() for array in inputs) for row in range(arrays.rows)}
 

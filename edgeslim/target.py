@@ -22,6 +22,7 @@ __all__ = [
     "TargetProfile",
     "list_targets",
     "load_target",
+    "profile_folder",
     "target_file",
 ]
 

@@ -8,6 +8,7 @@ task                    metrics                                              dro
 ======================  ===================================================  =====================================
 feature-extraction      cosine_mean, cosine_min, spearman, top10_overlap     1 - cosine_mean
 text-classification     accuracy, f1, the reference's own, agreement         accuracy lost; unlabelled: disagreement
+image-classification    the same                                             the same
 module:function         whatever the function returns                        its key ``drop``
 ======================  ===================================================  =====================================
 
@@ -16,39 +17,35 @@ module:function         whatever the function returns                        its
 
 from __future__ import annotations
 
-import importlib
-import json
-import math
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeslim import metrics
 from edgeslim.core import Batch, Feed, Progress, Runner, Task
+from edgeslim.custom_task import CustomTask
 from edgeslim.errors import BadInputError, UsageError, near_miss
+from edgeslim.pooling import Pooling
+from edgeslim.preprocessing import Preprocessing
 
 __all__ = [
-    "CustomTask",
     "FeatureExtraction",
-    "Pooling",
+    "ImageClassification",
     "TextClassification",
     "is_classifier",
-    "pooling_from_folder",
+    "is_image_classifier",
     "resolve_task",
 ]
 
-Pooling = Literal["mean", "cls", "none"]
 Array = npt.NDArray[Any]
 
-TASK_NAMES = ("feature-extraction", "text-classification")
+TASK_NAMES = ("feature-extraction", "text-classification", "image-classification")
 VECTOR_OUTPUTS = ("sentence_embedding", "last_hidden_state", "token_embeddings")
 MAX_PAIRWISE_ROWS = 2000
-MAX_JSON_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,11 +126,11 @@ class FeatureExtraction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextClassification:
-    """A class for each text. ``labels`` are the class names in the order of the logits, empty if nobody knows them."""
+class Classification:
+    """A class for each sample. ``labels`` are the class names in the order of the logits, empty if nobody knows."""
 
     labels: tuple[str, ...] = ()
-    name = "text-classification"
+    name = "classification"
 
     def evaluate(
         self, candidate: Runner, reference: Runner, batches: Sequence[Batch], progress: Progress
@@ -195,87 +192,42 @@ class TextClassification:
             raise BadInputError(output, f"shape {list(logits.shape)}", expected="logits, samples by classes")
         classes = max(2, int(logits.shape[1]))
         if len(self.labels) > 1 and len(self.labels) != classes:
-            raise BadInputError(
-                output, f"{classes} classes", expected=f"{len(self.labels)}, as the model's config names them"
-            )
+            raise BadInputError(output, f"{classes} classes", expected=f"{len(self.labels)}: " + ", ".join(self.labels))
         return classes
 
 
-class CustomTask:
-    """A user's own metric: ``function(candidate, reference, batches)``, named as ``module:function``.
+@dataclass(frozen=True, kw_only=True)
+class TextClassification(Classification):
+    """A class for each text."""
 
-    Both models are given as callables from inputs by name to outputs by name. The function returns figures by name,
-    among them ``drop``, or just the drop as a number. The module is also looked for in ``folder``, by default the
-    current one.
-    """
+    name = "text-classification"
 
-    def __init__(self, spec: str, folder: Path | None = None) -> None:
-        """Imports the function.
 
-        Raises:
-            BadInputError: the module can't be imported, or has no such function.
-        """
-        self.name = spec
-        self._metric = _import_function(spec, str(folder.absolute() if folder is not None else Path.cwd()))
+@dataclass(frozen=True, kw_only=True)
+class ImageClassification(Classification):
+    """A class for each picture. ``preprocessing`` is what an app does to one first; ``None`` if nobody knows it."""
 
-    def evaluate(
-        self, candidate: Runner, reference: Runner, batches: Sequence[Batch], progress: Progress
-    ) -> Mapping[str, float]:
-        """What the function returns.
-
-        Raises:
-            BadInputError: the function raises, or returns anything but numbers with a ``drop``.
-        """
-        progress.step(f"evaluate with {self.name}")
-        try:
-            found = self._metric(candidate, reference, _some(batches))
-        except BadInputError:
-            raise
-        except Exception as error:  # it is the user's code
-            raise BadInputError(
-                self.name, f"it raised {type(error).__name__}: {error}", expected="figures by name, or one number"
-            ) from error
-        figures: dict[str, Any] = dict(found) if isinstance(found, Mapping) else {"drop": found}
-        for key, value in figures.items():
-            if not isinstance(key, str) or not _is_finite(value):
-                raise BadInputError(
-                    self.name,
-                    f"it returned {key!r}: {value!r}",
-                    expected="finite numbers by name, or one number",
-                    hint='return {"drop": 0.01, "my_metric": 0.93}',
-                )
-        if "drop" not in figures:
-            raise BadInputError(
-                self.name,
-                "it returned " + (", ".join(figures) or "nothing"),
-                expected='a key "drop": the loss of quality that a budget limits, 0 for a perfect candidate',
-                hint='return {"drop": 0.01, "my_metric": 0.93}',
-            )
-        return {key: float(value) for key, value in figures.items()}
-
-    def drop(self, metrics: Mapping[str, float]) -> float:
-        """The function's own ``drop``."""
-        return metrics["drop"]
-
-    def note(self, metrics: Mapping[str, float]) -> str:  # noqa: ARG002
-        """What ``drop`` stands for, in words for a report."""
-        return f"drop as {self.name} computes it"
+    preprocessing: Preprocessing | None = None
+    name = "image-classification"
 
     def manifest(self) -> Mapping[str, object]:
-        """The metric's name."""
-        return {"task": "custom", "metric": self.name}
+        """The class names, by logit, and the preprocessing."""
+        table = None if self.preprocessing is None else self.preprocessing.manifest()
+        return {**super().manifest(), "preprocessing": table}
 
 
 def resolve_task(
     name: str | None,
     *,
     config: Mapping[str, object] | None = None,
+    labels: Sequence[str] = (),
     pooling: tuple[Pooling, bool] | None = None,
     folder: Path | None = None,
 ) -> Task:
     """The task called ``name``; without a name, the one that a model's ``config`` (its ``config.json``) speaks of.
 
-    ``pooling`` is what ``pooling_from_folder`` found; a metric of one's own is also looked for in ``folder``.
+    ``labels`` names the classes where ``config`` doesn't, or otherwise than it does. ``pooling`` is what
+    ``pooling_from_folder`` found; a metric of one's own is also looked for in ``folder``.
 
     Raises:
         UsageError: there is no task of that name.
@@ -283,11 +235,14 @@ def resolve_task(
     """
     if name is None:
         name = "text-classification" if is_classifier(config or {}) else "feature-extraction"
+        name = "image-classification" if is_image_classifier(config or {}) else name
     if name == "feature-extraction":
         kind, normalize = pooling or ("mean", True)
         return FeatureExtraction(pooling=kind, normalize=normalize)
     if name == "text-classification":
-        return TextClassification(labels=_read_label_names(config or {}))
+        return TextClassification(labels=tuple(labels) or _read_label_names(config or {}))
+    if name == "image-classification":
+        return ImageClassification(labels=tuple(labels) or _read_label_names(config or {}))
     if ":" in name:
         return CustomTask(name, folder)
     raise UsageError(
@@ -300,50 +255,17 @@ def resolve_task(
 
 def is_classifier(config: Mapping[str, object]) -> bool:
     """Whether a model's ``config.json`` says that it classifies sequences."""
+    return _architecture(config).endswith("ForSequenceClassification")
+
+
+def is_image_classifier(config: Mapping[str, object]) -> bool:
+    """Whether a model's ``config.json`` says that it classifies pictures."""
+    return _architecture(config).endswith("ForImageClassification")
+
+
+def _architecture(config: Mapping[str, object]) -> str:
     architectures = config.get("architectures")
-    first = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
-    return first.endswith("ForSequenceClassification")
-
-
-def pooling_from_folder(folder: Path) -> tuple[Pooling, bool]:
-    """How a sentence-transformers folder pools, and whether it scales vectors to length 1.
-
-    A folder without ``modules.json`` says nothing of it: then it is the mean, scaled.
-
-    Raises:
-        BadInputError: a malformed file, or a pooling other than the mean or the first token.
-    """
-    path = folder / "modules.json"
-    if not path.is_file():
-        return "mean", True
-    modules = _read_json(path)
-    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
-        raise BadInputError(str(path), f"a {type(modules).__name__}", expected="a list of modules")
-    kinds = {str(module.get("type", "")).rpartition(".")[2]: str(module.get("path", "")) for module in modules}
-    normalize = "Normalize" in kinds
-    if "Pooling" not in kinds:
-        return "none", normalize
-    inner = (folder / kinds["Pooling"] / "config.json").resolve()
-    if not inner.is_relative_to(folder.resolve()):
-        raise BadInputError(str(path), f'path "{kinds["Pooling"]}"', expected="a folder inside the model's")
-    config = _read_json(inner)
-    if not isinstance(config, dict):
-        raise BadInputError(str(inner), f"a {type(config).__name__}", expected="a table of pooling modes")
-    modes = [
-        key.removeprefix("pooling_mode_")
-        for key, value in config.items()
-        if key.startswith("pooling_mode_") and value is True
-    ]
-    modes = modes or [str(config.get("pooling_mode", "mean"))]
-    names: dict[str, Pooling] = {"mean_tokens": "mean", "mean": "mean", "cls_token": "cls", "cls": "cls"}
-    if len(modes) != 1 or modes[0] not in names:
-        raise BadInputError(
-            str(inner),
-            "pooling " + ", ".join(modes),
-            expected="mean or cls",
-            hint='task = "module:function" compares the model\'s outputs in your own way',
-        )
-    return names[modes[0]], normalize
+    return str(architectures[0]) if isinstance(architectures, list) and architectures else ""
 
 
 def _some(batches: Sequence[Batch]) -> Sequence[Batch]:
@@ -378,11 +300,6 @@ def _classify(logits: Array) -> Array:
     return np.where(np.isfinite(logits).all(axis=1), classes, -1)
 
 
-def _is_finite(value: object) -> bool:
-    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    return number and math.isfinite(cast(float, value))
-
-
 def _read_label_names(config: Mapping[str, object]) -> tuple[str, ...]:
     """The values of ``id2label``, whose keys are the class indices as strings."""
     table = config.get("id2label")
@@ -395,51 +312,3 @@ def _read_label_names(config: Mapping[str, object]) -> tuple[str, ...]:
     if sorted(by_index) != list(range(len(by_index))):
         raise BadInputError("config.json: id2label", f"indices {sorted(by_index)}", expected="0, 1, 2 and so on")
     return tuple(by_index[index] for index in range(len(by_index)))
-
-
-def _read_json(path: Path) -> object:
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise BadInputError(
-                str(path), f"{path.stat().st_size:,} bytes", expected=f"a JSON file of at most {MAX_JSON_BYTES:,} bytes"
-            )
-        return cast(object, json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise BadInputError(str(path), error.strerror or str(error), expected="a readable JSON file") from error
-    except (ValueError, RecursionError) as error:
-        raise BadInputError(str(path), f"not valid JSON: {error}") from error
-
-
-def _import_function(spec: str, folder: str) -> Callable[..., object]:
-    module_name, _, function_name = spec.partition(":")
-    if not module_name or not function_name:
-        raise BadInputError("task", f'"{spec}"', expected="module:function, as in my_metrics:rank_loss")
-    sys.path.insert(0, folder)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        missing = error.name or module_name
-        own = module_name == missing or module_name.startswith(missing + ".")
-        raise BadInputError(
-            f"task {spec}",
-            f'no module "{missing}"' if own else f'its module imports "{missing}", which isn\'t there',
-            expected=f"an installed module or one in {folder}",
-        ) from error
-    except Exception as error:  # it is the user's code
-        raise BadInputError(
-            f"task {spec}",
-            f"importing it raised {type(error).__name__}: {error}",
-            expected="a module that can be imported",
-        ) from error
-    finally:
-        sys.path.remove(folder)
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise BadInputError(
-            f"task {spec}",
-            f'no function "{function_name}" in {module_name}',
-            expected="one of " + ", ".join(sorted(known)) if known else "a function",
-            hint=near_miss(function_name, known),
-        )
-    return cast(Callable[..., object], function)

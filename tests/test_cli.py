@@ -288,12 +288,13 @@ def test_options_reach_the_build(edge: Any, fake: Any) -> None:
         "max_latency": "4ms",
         "name": "n",
         "out": "o",
+        "use_cache": True,
     }
 
 
 def test_interrupted(edge: Any, fake: Any) -> None:
     fake(KeyboardInterrupt())
-    assert edge("build", "m") == Ended(130, "", "interrupted: nothing was written\n")
+    assert edge("build", "m") == Ended(130, "", "interrupted: the output is as it was, or finished\n")
 
 
 def test_an_exit_of_somebody_elses_is_passed_on(edge: Any, fake: Any) -> None:
@@ -395,7 +396,7 @@ def test_ctrl_c_leaves_nothing(project: Path) -> None:
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert out == ""
-    assert err.strip() == "interrupted: nothing was written"
+    assert err.strip() == "interrupted: the output is as it was, or finished"
     assert not (project / "stopped").exists()
     assert not list(project.glob(".edgeslim-*"))
 

@@ -193,7 +193,9 @@ def test_the_package_holds_what_its_manifest_says(any_build: Built) -> None:
         "version": "1.29.0",
         "providers": ["CPUExecutionProvider"],
         "threads": 1,
+        "opset_max": 21,
     }
+    assert manifest["machine"] == {"isa": "arm64-v8a", "features": ["neon", "dotprod"]}
     assert manifest["recipe"] == [{"use": "quantize_int8"}]
 
 

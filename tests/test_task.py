@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,7 +11,7 @@ import pytest
 
 from edgeslim.core import Batch, Feed, Quiet, Runner, Task
 from edgeslim.errors import BadInputError, EdgeslimError, UsageError
-from edgeslim.task import CustomTask, FeatureExtraction, TextClassification, pooling_from_folder, resolve_task
+from edgeslim.task import FeatureExtraction, TextClassification, resolve_task
 
 Item = TypeVar("Item")
 
@@ -202,90 +199,7 @@ def test_evaluate_refuses(task: Task, candidate: Any, reference: Any, batches: t
         evaluate(task, replay(*candidate), replay(*reference), *batches)
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working folder for a user's own metric."""
-    monkeypatch.chdir(tmp_path)
-    before = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if name.startswith("own_"):
-            del sys.modules[name]
-
-
-METRIC = """
-def measure(candidate, reference, batches):
-    moved = [abs(candidate(b.feed)["x"] - reference(b.feed)["x"]).mean() for b in batches]
-    return {"drop": sum(moved), "runs": len(moved)}
-
-def bare(candidate, reference, batches): return 0.25
-def nothing(candidate, reference, batches): return None
-def unnamed(candidate, reference, batches): return {"rank": 0.5}
-def empty(candidate, reference, batches): return {}
-def text(candidate, reference, batches): return {"drop": "much"}
-def infinite(candidate, reference, batches): return float("nan")
-def raises(candidate, reference, batches): raise KeyError("x")
-number = 3
-"""
-
-
-def test_custom_metric(folder: Path) -> None:
-    (folder / "own_metric.py").write_text(METRIC)
-    path_before = list(sys.path)
-    task = CustomTask("own_metric:measure")
-    assert sys.path == path_before
-    progress = Recording()
-    runners = (replay([1.0], [2.0], output="x"), replay([1.5], [2.0], output="x"))
-    found = task.evaluate(*runners, (batch(), batch()), progress)
-    assert found == {"drop": 0.5, "runs": 2.0}
-    assert all(type(value) is float for value in found.values())
-    assert task.drop(found) == 0.5
-    assert progress.said == [("evaluate with own_metric:measure", None)]
-    assert task.manifest() == {"task": "custom", "metric": "own_metric:measure"}
-    assert "own_metric:measure" in task.note(found)
-    assert evaluate(CustomTask("own_metric:bare"), replay(), replay(), batch()) == {"drop": 0.25}
-
-
-@pytest.mark.parametrize(
-    ("function", "got"),
-    [
-        ("nothing", "it returned 'drop': None"),
-        ("unnamed", 'expected: a key "drop"'),
-        ("empty", "it returned nothing"),
-        ("text", "it returned 'drop': 'much'"),
-        ("infinite", "it returned 'drop': nan"),
-        ("raises", "it raised KeyError: 'x'"),
-    ],
-)
-def test_custom_metric_returns_something_else(folder: Path, function: str, got: str) -> None:
-    (folder / "own_metric.py").write_text(METRIC)
-    with pytest.raises(BadInputError, match=re.escape(got)):
-        evaluate(CustomTask(f"own_metric:{function}"), replay(), replay(), batch())
-
-
-@pytest.mark.parametrize(
-    ("spec", "got"),
-    [
-        ("own_absent:measure", 'no module "own_absent"'),
-        ("own_absent.inner:measure", 'no module "own_absent"'),
-        ("own_needy:measure", 'its module imports "own_absent", which isn\'t there'),
-        ("own_broken:measure", "importing it raised SyntaxError"),
-        ("own_metric:measur", 'hint: did you mean "measure"?'),
-        ("own_metric:number", 'no function "number"'),
-        ("own_metric:", "expected: module:function"),
-        (":measure", "expected: module:function"),
-    ],
-)
-def test_custom_metric_that_cannot_be_imported(folder: Path, spec: str, got: str) -> None:
-    (folder / "own_metric.py").write_text(METRIC)
-    (folder / "own_needy.py").write_text("import own_absent\n")
-    (folder / "own_broken.py").write_text("def measure(:\n")
-    with pytest.raises(BadInputError, match=re.escape(got)):
-        CustomTask(spec)
-
-
-def test_resolve_task_by_name_and_by_config(folder: Path) -> None:
-    (folder / "own_metric.py").write_text(METRIC)
+def test_resolve_task_by_name_and_by_config() -> None:
     classifier = {"architectures": ["BertForSequenceClassification"], "id2label": {"1": "pos", "0": "neg"}}
     assert resolve_task(None, config=classifier) == TextClassification(labels=("neg", "pos"))
     assert resolve_task("feature-extraction", config=classifier) == FeatureExtraction()
@@ -295,7 +209,7 @@ def test_resolve_task_by_name_and_by_config(folder: Path) -> None:
     for config in (None, {}, {"architectures": None}, {"architectures": []}):
         assert resolve_task(None, config=config) == FeatureExtraction()
     assert resolve_task("text-classification") == TextClassification()
-    assert resolve_task("own_metric:measure").name == "own_metric:measure"
+    assert resolve_task("statistics:mean").name == "statistics:mean"
 
 
 @pytest.mark.parametrize(
@@ -322,60 +236,3 @@ def test_manifests() -> None:
         "output": None,
     }
     assert TextClassification(labels=("a", "b")).manifest() == {"task": "text-classification", "labels": ["a", "b"]}
-
-
-def sentence_model(folder: Path, pooling: object, *types: str, path: str = "1_Pooling") -> Path:
-    modules = [{"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"}]
-    modules += [{"path": path if "Pooling" in kind else "x", "type": kind} for kind in types]
-    (folder / "modules.json").write_text(json.dumps(modules))
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(pooling if isinstance(pooling, str) else json.dumps(pooling))
-    return folder
-
-
-POOLING = "sentence_transformers.models.Pooling"
-NORMALIZE = "sentence_transformers.models.Normalize"
-
-
-@pytest.mark.parametrize(
-    ("pooling", "types", "expected"),
-    [
-        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, (POOLING, NORMALIZE), ("mean", True)),
-        ({"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, (POOLING,), ("cls", False)),
-        ({"pooling_mode": "cls"}, (POOLING, NORMALIZE), ("cls", True)),
-        ({"word_embedding_dimension": 384}, (POOLING, NORMALIZE), ("mean", True)),
-        ({}, (NORMALIZE,), ("none", True)),
-    ],
-)
-def test_pooling_from_folder(
-    tmp_path: Path, pooling: object, types: tuple[str, ...], expected: tuple[str, bool]
-) -> None:
-    assert pooling_from_folder(sentence_model(tmp_path, pooling, *types)) == expected
-
-
-def test_pooling_of_a_plain_folder_is_the_scaled_mean(tmp_path: Path) -> None:
-    assert pooling_from_folder(tmp_path) == ("mean", True)
-
-
-@pytest.mark.parametrize(
-    ("pooling", "path", "got"),
-    [
-        ({"pooling_mode_max_tokens": True}, "1_Pooling", "pooling max_tokens\n  expected: mean or cls"),
-        ({"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True}, "1_Pooling", "pooling max_tokens, mean"),
-        ([], "1_Pooling", "a list\n  expected: a table of pooling modes"),
-        ("{", "1_Pooling", "not valid JSON"),
-        ("[" * 100_000, "1_Pooling", "not valid JSON"),
-        (" " * ((1 << 20) + 1), "1_Pooling", "bytes\n  expected: a JSON file of at most"),
-        ({}, "2_Pooling", "No such file"),
-        ({}, "../outside", "expected: a folder inside the model's"),
-    ],
-)
-def test_pooling_from_folder_refuses(tmp_path: Path, pooling: object, path: str, got: str) -> None:
-    with pytest.raises(BadInputError, match=re.escape(got)):
-        pooling_from_folder(sentence_model(tmp_path, pooling, POOLING, path=path))
-
-
-def test_pooling_from_folder_refuses_modules_that_are_no_list(tmp_path: Path) -> None:
-    (tmp_path / "modules.json").write_text('{"Pooling": 1}')
-    with pytest.raises(BadInputError, match="a list of modules"):
-        pooling_from_folder(tmp_path)

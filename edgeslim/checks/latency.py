@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from edgeslim.errors import CheckError
 from edgeslim.session import open_runner
 from edgeslim.target import TargetProfile
 
-__all__ = ["HostTimes", "check_latency", "describe_host", "measure_pair"]
+__all__ = ["HostTimes", "check_latency", "describe_host", "measure_alone", "measure_pair"]
 
 WARM_UP_ROUNDS = 3
 PROBES = 3
@@ -69,8 +69,8 @@ def check_latency(
 ) -> Iterator[Finding]:
     """Findings ``latency_*`` (limit ``max_latency_ratio``), ``load_ms`` and ``peak_memory_bytes`` (its own limit).
 
-    ``feed`` is one run's inputs for both the artifact's model and its float reference. The intra-op threads are those
-    of the target's profile.
+    ``feed`` is one run's inputs for both the artifact's model and its float reference; without a reference the model
+    is timed alone, and the ratio is unjudged. The intra-op threads are those of the target's profile.
 
     Raises:
         BadInputError: ONNX Runtime refuses one of the models.
@@ -78,22 +78,23 @@ def check_latency(
     """
     threads = target.runtime.threads
     where = describe_host(threads)
-    times = measure_pair(
-        open_runner(artifact.reference, threads=threads),
-        open_runner(artifact.model, threads=threads),
-        feed,
-        rounds=rounds,
-        progress=progress or Quiet(),
-    )
+    candidate = open_runner(artifact.model, threads=threads)
     shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in sorted(feed.items()))
-    note = f"{rounds} rounds in turns with the float export; {shapes}"
-    p50, p95 = (float(np.percentile(times.candidate_ms, share)) for share in (50, 95))
-    reference = statistics.median(times.reference_ms)
-    yield Finding.at_most("latency", "latency_p50_ms", p50, "ms", None, where, note)
-    yield Finding.at_most("latency", "latency_p95_ms", p95, "ms", None, where)
-    yield Finding.at_most("latency", "latency_reference_p50_ms", reference, "ms", None, where)
     limit = budget.max_latency_ratio
-    yield Finding.at_most("latency", "latency_ratio", times.ratio, "ratio", limit, where, "median of paired ratios")
+    if artifact.reference is None:
+        alone = measure_alone(candidate, feed, rounds=rounds, progress=progress)
+        yield from _percentiles(alone, where, f"{rounds} rounds alone; {shapes}")
+        if limit is not None:
+            note = "there is no float model to compare it with"
+            yield Finding.at_most("latency", "latency_ratio", None, "ratio", limit, where, note)
+    else:
+        reference = open_runner(artifact.reference, threads=threads)
+        times = measure_pair(reference, candidate, feed, rounds=rounds, progress=progress)
+        yield from _percentiles(times.candidate_ms, where, f"{rounds} rounds in turns with the float export; {shapes}")
+        p50 = statistics.median(times.reference_ms)
+        samples = _microseconds(times.reference_ms)
+        yield Finding.at_most("latency", "latency_reference_p50_ms", p50, "ms", None, where, samples=samples)
+        yield Finding.at_most("latency", "latency_ratio", times.ratio, "ratio", limit, where, "median of paired ratios")
     if budget.max_latency_ms is not None:
         note = "no device was measured; this host's figures are not the device's"
         yield Finding.at_most("latency", "device_latency_p50_ms", None, "ms", budget.max_latency_ms, "device", note)
@@ -128,6 +129,18 @@ def measure_pair(
     return HostTimes(reference_ms=tuple(left), candidate_ms=tuple(right))
 
 
+def measure_alone(candidate: Runner, feed: Feed, *, rounds: int, progress: Progress | None = None) -> tuple[float, ...]:
+    """Milliseconds of each of ``rounds`` runs after a warm-up."""
+    for _ in range(WARM_UP_ROUNDS):
+        candidate(feed)
+    times = []
+    for _ in (progress or Quiet()).track(range(rounds), "latency", rounds):
+        started = time.perf_counter_ns()
+        candidate(feed)
+        times.append((time.perf_counter_ns() - started) / 1e6)
+    return tuple(times)
+
+
 def describe_host(threads: int) -> str:
     """``host: <CPU>, <n> threads, CPUExecutionProvider, <flags>``, the flags being those that decide on kernels."""
     name, flags = platform.processor() or platform.machine(), set[str]()
@@ -142,6 +155,17 @@ def describe_host(threads: int) -> str:
     known = " ".join(label for flag, label in _FLAGS.items() if flag in flags)
     count = f"{threads} thread{'' if threads == 1 else 's'}" if threads else "all cores"
     return f"host: {name}, {count}, CPUExecutionProvider, {known or 'no known flags'}"
+
+
+def _percentiles(times_ms: Sequence[float], where: str, note: str) -> Iterator[Finding]:
+    p50, p95 = (float(np.percentile(times_ms, share)) for share in (50, 95))
+    yield Finding.at_most("latency", "latency_p50_ms", p50, "ms", None, where, note, _microseconds(times_ms))
+    yield Finding.at_most("latency", "latency_p95_ms", p95, "ms", None, where)
+
+
+def _microseconds(times_ms: Sequence[float]) -> tuple[float, ...]:
+    """The times as the report keeps them: nothing below a microsecond is worth its digits."""
+    return tuple(round(value, 3) for value in times_ms)
 
 
 def _probe(model: Path, feed: Feed, threads: int) -> list[dict[str, float | str]]:

@@ -1,0 +1,171 @@
+"""``edgeslim inspect``: where the bytes of a model or package are, as a table or as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgeslim.report import format_value
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from edgeslim.anatomy import Anatomy, GroupTotal, TensorFacts
+
+__all__ = ["inspect_model", "print_anatomy"]
+
+ANATOMY_SCHEMA = 1
+SHOWN = 20
+SHOWN_FILES = 8
+BAR_CELLS = 12
+NAME_CELLS = 32
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+def inspect_model(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A Hugging Face folder or id, pkg://package/path, .safetensors, .onnx, or a built .aar or .tar.gz."
+        ),
+    ],
+    *,
+    top: Annotated[int | None, typer.Option(min=0, help="Tensors shown, largest first; 0: all.", metavar="N")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+) -> None:
+    """Show where the bytes are: by group and by tensor, with bits a weight, entropy and sparsity."""
+    from edgeslim.anatomy import dissect_model
+
+    anatomy = dissect_model(model)
+    if as_json:
+        plain = {"schema": ANATOMY_SCHEMA, **asdict(anatomy)}
+        plain["tensors"] = plain["tensors"][: top or None]
+        typer.echo(json.dumps(plain, indent=2))
+        return
+    from rich.console import Console
+
+    print_anatomy(anatomy, Console(soft_wrap=False), top=SHOWN if top is None else top)
+
+
+def print_anatomy(anatomy: Anatomy, console: Console, *, top: int) -> None:
+    """Prints totals, groups, and the ``top`` largest tensors (0: all)."""
+    total = anatomy.total
+    console.print(
+        f"{anatomy.model}: {anatomy.kind}, {_bytes(anatomy.bytes)}, {total.parameters:,} parameters in "
+        f"{total.tensors} tensors",
+        style="bold",
+        markup=False,
+        highlight=False,
+    )
+    files = sorted(anatomy.files, key=lambda file: -file.bytes)
+    listed = [f"{file.name} {_bytes(file.bytes)}" for file in files[:SHOWN_FILES]]
+    listed += [f"{len(files) - SHOWN_FILES} more"] if len(files) > SHOWN_FILES else []
+    console.print("files: " + ", ".join(listed), markup=False, highlight=False)
+    console.print()
+    console.print(_group_table(anatomy))
+    console.print()
+    shown = anatomy.tensors[: top or None]
+    console.print(_tensor_table(shown, max(1, total.stored_bytes), console.width))
+    left = len(anatomy.tensors) - len(shown)
+    if left:
+        rest = _bytes(sum(tensor.stored_bytes for tensor in anatomy.tensors[len(shown) :]))
+        console.print(f"… and {left} more tensors with {rest}: --top 0 shows all", markup=False, highlight=False)
+
+
+def _group_table(anatomy: Anatomy) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("group", "tensors", "parameters", "stored", "run time", "bits", "zeros", "share of stored"):
+        table.add_column(column, justify="left" if column.startswith(("group", "share")) else "right", no_wrap=True)
+    for row in (*anatomy.groups, anatomy.total):
+        table.add_row(row.group, *_figures(row), _bar(row.stored_bytes / max(1, anatomy.total.stored_bytes)))
+    return table
+
+
+def _figures(row: GroupTotal) -> tuple[str, ...]:
+    return (
+        str(row.tensors),
+        f"{row.parameters:,}",
+        _bytes(row.stored_bytes),
+        _bytes(row.runtime_bytes),
+        _number(row.bits),
+        _percent(row.sparsity),
+    )
+
+
+def _tensor_table(tensors: tuple[TensorFacts, ...], total: int, width: int) -> Table:
+    """One line a tensor: a narrow terminal gets fewer columns, then names without their middle, but whole figures."""
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = {
+        "type": [f"{tensor.dtype} {'×'.join(map(str, tensor.shape)) or 'scalar'}" for tensor in tensors],
+        "stored": [_bytes(tensor.stored_bytes) for tensor in tensors],
+        "run time": [_bytes(tensor.runtime_bytes) for tensor in tensors],
+        "bits": [_number(tensor.bits) for tensor in tensors],
+        "entropy": [_number(tensor.entropy_bits) for tensor in tensors],
+        "zeros": [_percent(tensor.sparsity) for tensor in tensors],
+        "distinct": [_distinct(tensor) for tensor in tensors],
+        "coded": [tensor.alphabet or "–" for tensor in tensors],
+        "share of stored": [_bar(tensor.stored_bytes / total) for tensor in tensors],
+    }
+    widths = {name: max(len(name), *map(len, cells), 0) + 2 for name, cells in columns.items()}
+    if not any(tensor.alphabet for tensor in tensors):  # nothing is coded: all is stored as it runs
+        del columns["run time"], columns["coded"]
+    for name in ("distinct", "run time", "coded", "share of stored", "zeros", "entropy"):
+        if sum(widths[kept] for kept in columns) + NAME_CELLS > width:
+            columns.pop(name, None)
+    room = max(NAME_CELLS, width - sum(widths[kept] for kept in columns))
+    table = Table(box=None, pad_edge=False)
+    table.add_column("tensor", no_wrap=True)
+    for name in columns:
+        left = name in ("type", "coded", "share of stored")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
+    for tensor, cells in zip(tensors, zip(*columns.values(), strict=True), strict=True):
+        table.add_row(Text(_shorten(_label(tensor), room)), *map(Text, cells))
+    return table
+
+
+def _label(tensor: TensorFacts) -> str:
+    """The name, after its layer where it doesn't tell that by itself (``onnx::MatMul_679``)."""
+    plain = "::" not in tensor.name and any(mark in tensor.name for mark in "./")
+    return tensor.name if plain or not tensor.layer else f"{tensor.layer} ({tensor.name})"
+
+
+def _shorten(name: str, room: int) -> str:
+    """``name`` without control characters, and without its middle where it is longer than ``room``."""
+    name = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in name)
+    if len(name) <= room:
+        return name
+    head = (room - 1) // 3
+    return f"{name[:head]}…{name[len(name) - (room - 1 - head) :]}"
+
+
+def _bar(share: float) -> str:
+    """A bar of eighths of a cell, and its per cent."""
+    eighths = round(share * BAR_CELLS * 8)
+    bar = "█" * (eighths // 8) + (_EIGHTHS[eighths % 8] if eighths % 8 else "")
+    return f"{bar:<{BAR_CELLS}} {share:6.1%}"
+
+
+def _bytes(value: int) -> str:
+    return format_value(float(value), "bytes")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def _distinct(tensor: TensorFacts) -> str:
+    if tensor.distinct is not None:
+        return f"{tensor.distinct:,}"
+    return "> 65,536" if tensor.entropy_bits is not None else "–"

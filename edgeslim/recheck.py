@@ -1,0 +1,334 @@
+"""Every check of a build once more, on a finished package: with nothing but the package, and data if there is any.
+
+The package is unpacked into a temporary folder, its files are held against the SHA-256 sums of its manifest, and the
+weights are decoded. If anything differs, nothing after that is checked: a damaged model isn't opened. What a build
+measures beside the float model (the loss of quality, the ratio of latencies) needs that model: ``reference`` names it,
+and it is exported as a build exports it. Without it such limits stay unjudged.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgeslim import __version__, codec, graph
+from edgeslim.checks.accuracy import check_accuracy
+from edgeslim.checks.operators import check_operators
+from edgeslim.core import Artifact, ArtifactInfo, Batch, Feed, Finding, Progress, Quiet, Report, Runner, Task
+from edgeslim.errors import BadInputError, UsageError
+from edgeslim.inputs import versions
+from edgeslim.packaging.bundle import file_entry
+from edgeslim.packaging.manifest import Manifest
+from edgeslim.packaging.unpack import Package, unpack_package
+from edgeslim.pipeline import check_cost, export_reference
+from edgeslim.project import AndroidOptions, Plan
+from edgeslim.recheck_inputs import data_options, evaluation_samples, example_feed, manifest_task
+from edgeslim.recipe import Recipe
+from edgeslim.session import OrtRunner, open_runner, runtime_version
+from edgeslim.source import resolve_source
+from edgeslim.steps import Steps
+from edgeslim.target import Budget, MachineProfile, PackageProfile, RuntimeProfile, TargetProfile, load_target
+from edgeslim.units import parse_bytes, parse_ms
+
+__all__ = ["CheckOptions", "check_package"]
+
+MAX_DIFFERING_NAMED = 4
+_NO_REFERENCE = "the float model isn't in the package: --reference MODEL compares with it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """What the command line said. ``reference`` is the model that the package was built from."""
+
+    package: str
+    data: str | None = None
+    target: str | None = None
+    reference: str | None = None
+    max_drop: float | None = None
+    max_size: str | None = None
+    max_latency: str | None = None
+
+
+def check_package(options: CheckOptions, progress: Progress | None = None) -> Report:
+    """Checks a finished package and reports on it in the form of a build's report.
+
+    Raises:
+        EdgeslimError: it is no package, or the options, the data or the reference can't be used.
+    """
+    progress = progress or Quiet()
+    path = Path(options.package)
+    given = Budget(
+        max_drop=options.max_drop,
+        max_size_bytes=None if options.max_size is None else parse_bytes(options.max_size, "--max-size"),
+        max_latency_ms=None if options.max_latency is None else parse_ms(options.max_latency, "--max-latency"),
+    )
+    wanted = None if options.target is None else load_target(options.target)
+    with _temporary_folder() as work:
+        progress.step("unpack")
+        (work / "package").mkdir()
+        package = unpack_package(path, work / "package")
+        target = wanted or _target(package)
+        notes: list[str] = []
+        findings = list(_check_files(package))
+        if not _failed(findings):
+            progress.step("decode")
+            findings += _check_weights(package)
+        if _failed(findings):
+            notes.append("the package is damaged: nothing else was checked")
+        else:
+            findings += _check_model(package, target, given.over(target.budget), options, work, progress, notes)
+        return Report(
+            target=target.name,
+            artifact=ArtifactInfo(path=options.package, bytes=path.stat().st_size),
+            steps=(),
+            findings=tuple(findings),
+            notes=tuple(notes),
+            environment={"edgeslim": __version__, "onnxruntime": runtime_version()},
+        )
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="edgeslim-check-") as name:
+        try:
+            yield Path(name)
+        except OSError as error:
+            raise BadInputError(
+                str(error.filename or name), error.strerror or str(error), expected="room for the unpacked package"
+            ) from error
+
+
+def _target(package: Package) -> TargetProfile:
+    """The target that the manifest names; one that isn't known here is made of what the manifest says of it."""
+    manifest = package.manifest
+    runtime, machine = manifest.runtime, manifest.machine
+    known = None
+    if re.fullmatch(r"[\w-]+", manifest.target):  # a name, never a path: anybody may have written it
+        try:
+            known = load_target(manifest.target)
+        except UsageError:
+            known = None
+    if known is not None:
+        return replace(
+            known,
+            machine=known.machine if machine is None else replace(known.machine, isa=machine.isa),
+            runtime=replace(known.runtime, version=runtime.version, threads=runtime.threads),
+        )
+    if machine is None:
+        raise BadInputError(
+            f"{package.path}: manifest.json",
+            f'target "{manifest.target}", which isn\'t known here',
+            expected="a package of a known target",
+            hint="--target FILE.toml names its profile",
+        )
+    profile = RuntimeProfile(version=runtime.version, providers=runtime.providers, threads=runtime.threads)
+    return TargetProfile(
+        name=manifest.target,
+        summary="as the package's manifest has it",
+        machine=MachineProfile(isa=machine.isa, features=machine.features),
+        runtime=profile if runtime.opset_max is None else replace(profile, opset_max=runtime.opset_max),
+        package=PackageProfile(kind=package.kind),
+    )
+
+
+def _check_files(package: Package) -> Iterator[Finding]:
+    """Every file against size and SHA-256 of the manifest, nothing missing and nothing more."""
+    listed = {name: entry for name, entry in package.manifest.files.items() if name != graph.WEIGHTS_NAME}
+    wrong = [f"{name} is missing" for name in sorted(set(listed) - set(package.names))]
+    wrong += [f"{name} isn't in the manifest" for name in sorted(set(package.names) - set(listed) - {"manifest.json"})]
+    for name in sorted(set(listed) & set(package.names)):
+        found, entry = file_entry(package.folder / name), listed[name]
+        if found["bytes"] != entry.bytes:
+            wrong.append(f"{name} has {found['bytes']:,} bytes instead of {entry.bytes:,}")
+        elif found["sha256"] != entry.sha256:
+            wrong.append(f"the SHA-256 of {name} is not {entry.sha256}")
+    note = _few(wrong) or f"{len(listed)} files as the manifest has them"
+    yield Finding.at_most("files", "wrong_files", len(wrong), "files", 0, package.path.name, note)
+
+
+def _check_weights(package: Package) -> Iterator[Finding]:
+    """Decodes ``weights.esz`` beside the model; the result must be what the manifest promises."""
+    promised = package.manifest.files[graph.WEIGHTS_NAME]
+    packed, weights = package.folder / "weights.esz", package.folder / graph.WEIGHTS_NAME
+    where = f"{packed.name} decoded, beside the manifest"
+    free = shutil.disk_usage(package.folder).free
+    if promised.bytes > free:
+        raise BadInputError(
+            str(package.folder), f"{free:,} bytes are free", expected=f"room for {promised.bytes:,} bytes of weights"
+        )
+    note = ""
+    try:
+        decoded = codec.read_index(packed).decoded_bytes
+        if decoded == promised.bytes:
+            codec.decode_file(packed, weights)
+        else:
+            note = f"it holds {decoded:,} bytes instead of {promised.bytes:,}"
+    except BadInputError as error:
+        note = f"it can't be decoded: {error.got}"
+    right = not note and file_entry(weights) == {"bytes": promised.bytes, "sha256": promised.sha256}
+    note = note or f"SHA-256 {'' if right else 'is not '}{promised.sha256}"
+    yield Finding.at_most("lossless", "differing_hashes", 0 if right else 1, "hashes", 0, where, note)
+
+
+def _check_model(
+    package: Package,
+    target: TargetProfile,
+    budget: Budget,
+    options: CheckOptions,
+    work: Path,
+    progress: Progress,
+    notes: list[str],
+) -> Iterator[Finding]:
+    """What is left to check once every byte is known to be right."""
+    manifest = package.manifest
+    model = package.folder / graph.MODEL_NAME
+    graph.load_graph(model)  # refuses external data outside the package, before a runtime follows it
+    runner = open_runner(model)
+    yield _check_signature(runner.signature(), manifest)
+    yield from check_operators(model, target)
+    task = manifest_task(manifest, str(package.path), custom=options.reference is not None)
+    reference: Path | None = None
+    example: Feed | None = example_feed(manifest)
+    if options.reference is not None:
+        if task is None:
+            raise AssertionError("a task whose code is needed is loaded where there is a reference")
+        reference, example = _export(options.reference, task, target, manifest, options, work, progress)
+    tokenizer = None if manifest.tokenizer is None else package.folder / manifest.tokenizer.folder
+    samples = evaluation_samples(manifest, options.data, tokenizer, runner.inputs, example)
+    notes += samples.notes
+    where = f"host, {sum(batch.rows for batch in samples.evaluation)} samples"
+    progress.step("checks")
+    if reference is not None and task is not None:
+        compared = open_runner(reference)
+        _check_inputs(compared, runner, options.reference)
+        yield from check_accuracy(
+            runner,
+            compared,
+            samples.evaluation,
+            task,
+            budget,
+            where=where,
+            judged=samples.judged,
+            progress=progress,
+        )
+    else:
+        yield from _check_labels(runner, samples.evaluation, task, budget, where, progress)
+    artifact = Artifact(
+        package=package.path,
+        model=model,
+        weights=package.folder / graph.WEIGHTS_NAME,
+        packed=package.folder / "weights.esz",
+        manifest=package.folder / "manifest.json",
+        reference=reference,
+    )
+    length = 128 if manifest.tokenizer is None else manifest.tokenizer.max_length
+    yield from check_cost(
+        artifact,
+        samples.evaluation,
+        target,
+        budget,
+        aar=package.kind == "aar",
+        max_length=length,
+        progress=progress,
+    )
+
+
+def _check_signature(found: Mapping[str, Sequence[Any]], manifest: Manifest) -> Finding:
+    wrong = []
+    for side in ("inputs", "outputs"):
+        promised = manifest.signature.get(side)
+        promised = promised if isinstance(promised, list) else []
+        if len(promised) != len(found[side]):
+            wrong.append(f"{len(found[side])} {side} instead of {len(promised)}")
+        wrong += [
+            f"{item['name']} is {item['type']} {item['shape']}, the manifest has {other}"
+            for item, other in zip(found[side], promised, strict=False)
+            if item != other
+        ]
+    note = _few(wrong)
+    return Finding.at_most("signature", "wrong_tensors", len(wrong), "tensors", 0, graph.MODEL_NAME, note)
+
+
+def _export(
+    model: str,
+    task: Task,
+    target: TargetProfile,
+    manifest: Manifest,
+    options: CheckOptions,
+    work: Path,
+    progress: Progress,
+) -> tuple[Path, Feed]:
+    """The float export of ``model``, made as a build makes it, and one of the feeds that it was tried with."""
+    source = resolve_source(model)
+    plan = Plan(
+        model=model,
+        base=Path(),
+        name=None,
+        task=None,
+        tokenizer=None,
+        target=target,
+        recipe=Recipe(torch=(), graph=(), tables=()),
+        data=data_options(manifest, options.data),
+        budget=Budget(),
+        android=AndroidOptions(),
+        out=work / "out",
+        seed=0 if manifest.calibration is None else manifest.calibration.seed,
+    )
+    folder, samples = export_reference(source, task, plan, Steps(work, None, versions(), progress))
+    return folder / graph.MODEL_NAME, samples.evaluation[0].feed
+
+
+def _check_inputs(reference: OrtRunner, runner: OrtRunner, model: str | None) -> None:
+    if set(reference.inputs) != set(runner.inputs):
+        raise BadInputError(
+            f"--reference {model}",
+            "a model with the inputs " + ", ".join(reference.inputs),
+            expected="the model that the package was built from, with the inputs " + ", ".join(runner.inputs),
+        )
+
+
+def _check_labels(
+    runner: Runner,
+    batches: Sequence[Batch],
+    task: Task | None,
+    budget: Budget,
+    where: str,
+    progress: Progress,
+) -> Iterator[Finding]:
+    """What can be said without the float model: the metrics against labels, if there are any."""
+    if budget.max_drop is not None:
+        yield Finding.at_most("accuracy", "drop", None, "", budget.max_drop, where, _NO_REFERENCE)
+    if task is None or not all(batch.labels for batch in batches):
+        return
+    once = _run_once(runner)
+    metrics = task.evaluate(once, once, batches, progress)
+    for name in ("accuracy", "f1", "samples"):
+        if name in metrics:
+            yield Finding.at_most("accuracy", name, metrics[name], "", None, where)
+
+
+def _run_once(runner: Runner) -> Runner:
+    """``runner`` where it stands on both sides of a comparison: each feed is run once."""
+    last: list[tuple[Feed, Feed]] = []
+
+    def run(feed: Feed) -> Feed:
+        if not last or last[0][0] is not feed:
+            last[:] = [(feed, runner(feed))]
+        return last[0][1]
+
+    return run
+
+
+def _failed(findings: Sequence[Finding]) -> bool:
+    return any(finding.verdict == "fail" for finding in findings)
+
+
+def _few(lines: Sequence[str]) -> str:
+    more = len(lines) - MAX_DIFFERING_NAMED
+    return "; ".join(lines[:MAX_DIFFERING_NAMED]) + (f"; and {more} more" if more > 0 else "")

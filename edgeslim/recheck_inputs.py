@@ -1,0 +1,151 @@
+"""What a package is checked with, made of its manifest and, where there is any, data: the task, samples, a feed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from edgeslim import task as tasks
+from edgeslim.arrays import batch_arrays, load_arrays
+from edgeslim.core import Batch, Feed, Task
+from edgeslim.data import load_examples
+from edgeslim.encoding import encode_examples, load_tokenizer
+from edgeslim.errors import BadInputError
+from edgeslim.fields import parse_fields
+from edgeslim.packaging.manifest import Manifest
+from edgeslim.samples import DataOptions, Samples, hash_batches, load_samples
+
+__all__ = ["data_options", "evaluation_samples", "example_feed", "manifest_task"]
+
+EXAMPLE_LENGTH = 128
+MAX_EXAMPLE_VALUES = 1 << 26
+_TEXT = (".txt", ".csv", ".jsonl", ".parquet")
+_TYPES = {"float": "float32", "double": "float64", "int8": "int8", "uint8": "uint8", "bool": "bool"}
+
+
+def manifest_task(manifest: Manifest, where: str, *, custom: bool) -> Task | None:
+    """The task that a manifest describes; one of somebody's own code only if ``custom``, else ``None``.
+
+    Raises:
+        BadInputError: an unknown task, or one with settings that this edgeslim doesn't know.
+    """
+    table = dict(manifest.task)
+    name = table.pop("task", None)
+    if name == "custom":
+        return tasks.resolve_task(str(table.get("metric"))) if custom else None
+    known = {
+        cast(Any, kind).name: kind
+        for kind in vars(tasks).values()
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(getattr(kind, "name", None), str)
+    }
+    where = f"{where}: manifest.json: task"
+    if name not in known:
+        raise BadInputError(
+            where, f"{name!r}", expected="one of " + ", ".join(sorted(known)), hint="a newer edgeslim may know it"
+        )
+    return cast(Task, parse_fields(known[name], table, where))
+
+
+def data_options(manifest: Manifest, data: str | None) -> DataOptions:
+    """How a build of this package would have read and split ``data``."""
+    return DataOptions(
+        file=None if data is None else str(Path(data).absolute()),
+        max_length=manifest.tokenizer.max_length if manifest.tokenizer else EXAMPLE_LENGTH,
+        calibration_samples=max(1, manifest.calibration.samples) if manifest.calibration else 128,
+    )
+
+
+def evaluation_samples(
+    manifest: Manifest, data: str | None, tokenizer: Path | None, names: Sequence[str], example: Feed | None
+) -> Samples:
+    """What the package is evaluated on: all of ``data``, but no sample that the manifest says it was calibrated on.
+
+    A file that the build itself split is told by the hash of its calibration samples; then the rest evaluates, as
+    it did in the build. Without data it is English that Python brings or, without a tokenizer, ``example``.
+
+    Raises:
+        BadInputError: the data can't be used with this package.
+    """
+    labels = manifest.task.get("labels")
+    table = {str(name): index for index, name in enumerate(labels)} if isinstance(labels, list) and labels else None
+    options = data_options(manifest, data)
+    entry = manifest.calibration
+
+    def split() -> Samples:
+        return load_samples(
+            options,
+            base=Path(),
+            tokenizer=tokenizer,
+            input_names=names,
+            labels=table,
+            example=None if tokenizer else example,
+            seed=entry.seed if entry else 0,
+        )
+
+    if data is None:
+        what = "on English that Python brings" if tokenizer else "on one made-up input"
+        return dataclasses.replace(split(), notes=(f"no data given: run {what} (--data FILE)",))
+    whole = _load_whole(Path(data), options, tokenizer, names, table)
+    if whole is None:
+        return split()
+    if entry is not None:
+        with contextlib.suppress(BadInputError):  # too few samples to split are no reason to refuse them
+            samples = split()
+            if hash_batches(samples.calibration) == entry.sha256:
+                note = f"{data} is what the build split: evaluated on the part that it held out"
+                return dataclasses.replace(samples, notes=(note,))
+    return Samples(calibration=(), evaluation=whole)
+
+
+def example_feed(manifest: Manifest) -> Feed | None:
+    """One made-up input that fits the manifest's signature: small floats, zeros for whole numbers.
+
+    ``None`` where the signature says too little, or asks for too much.
+    """
+    inputs = manifest.signature.get("inputs")
+    feed: dict[str, Any] = {}
+    generator = np.random.default_rng(0)
+    for item in inputs if isinstance(inputs, list) else []:
+        shape = item.get("shape") if isinstance(item, Mapping) else None
+        if not isinstance(shape, list):
+            return None
+        # The first free dimension is the batch, others are lengths.
+        sizes = [dim or (EXAMPLE_LENGTH if axis else 1) for axis, dim in enumerate(shape)]
+        if not all(type(size) is int and size > 0 for size in sizes) or math.prod(sizes) > MAX_EXAMPLE_VALUES:
+            return None
+        kind = str(item.get("type")).removeprefix("tensor(").removesuffix(")")
+        try:
+            dtype = np.dtype(_TYPES.get(kind, kind))
+        except TypeError:
+            return None
+        values = generator.normal(0, 1, sizes) if dtype.kind == "f" else np.zeros(sizes)
+        feed[str(item.get("name"))] = values.astype(dtype)
+    return feed or None
+
+
+def _load_whole(
+    path: Path,
+    options: DataOptions,
+    tokenizer: Path | None,
+    names: Sequence[str],
+    labels: Mapping[str, int] | None,
+) -> tuple[Batch, ...] | None:
+    """All samples of a file; ``None`` for a kind that can only be split."""
+    if path.suffix == ".npz":
+        return batch_arrays(load_arrays(path), names)
+    if tokenizer is None and path.suffix in _TEXT:
+        raise BadInputError(
+            "--data",
+            f"{path.name}, and the package has no tokenizer",
+            expected="an .npz file with one array a model input: " + ", ".join(names),
+        )
+    if tokenizer is None or path.is_dir():
+        return None
+    loaded = load_tokenizer(tokenizer)
+    return encode_examples(load_examples(path), loaded, names, max_length=options.max_length, labels=labels)
