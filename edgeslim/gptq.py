@@ -1,11 +1,11 @@
 """GPTQ: rounding a weight matrix so that the layer's *output* changes least, not the weights.
 
-Frantar et al. 2022, arXiv 2210.17323. Rows of the weight (one an input channel) are rounded one after another; the error
-of each is spread over the rows that are still to come, along the inverse Hessian H = XᵀX of the layer's inputs. Against
-the paper: the scales are given, so this is the rounding alone; inputs that are always zero keep their rounded weights;
-and damping is raised until the Hessian can be inverted, so that it survives calibration sets smaller than the layer.
+Frantar et al. 2022, arXiv 2210.17323. Rows of the weight (one an input channel) are rounded one after another; the
+error of each is spread over the rows that are still to come, along the inverse of the Hessian H = XᵀX of the layer's
+inputs. Against the paper: the scales are given, so this is the rounding alone; and damping is raised until the Hessian
+can be inverted, so that it survives calibration sets smaller than the layer.
 
-Layout: weight float32 [in, out], hessian float64 [in, in], scale float32 [out].
+Layout: weight float32 [in, out], Hessian float64 [in, in], scale float32 [out].
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def factor_inverse(hessian: npt.NDArray[np.float64], damping: float = DAMPING) -
     while True:
         try:
             inverse = np.linalg.inv(hessian + damping * mean * np.eye(size))
-            return np.linalg.cholesky((inverse + inverse.T) / 2).T
+            return np.asarray(np.linalg.cholesky((inverse + inverse.T) / 2).T, np.float64)
         except np.linalg.LinAlgError:
             if damping > MAX_DAMPING:
                 raise
@@ -46,15 +46,16 @@ def factor_inverse(hessian: npt.NDArray[np.float64], damping: float = DAMPING) -
 
 def round_gptq(
     weight: npt.NDArray[Any],
-    hessian: npt.NDArray[np.float64],
+    upper: npt.NDArray[np.float64],
     scale: npt.NDArray[Any],
     *,
     low: int = -127,
     high: int = 127,
-    damping: float = DAMPING,
 ) -> npt.NDArray[np.int8]:
-    """int8 [in, out] such that ``result * scale`` gives the outputs of ``weight`` on inputs with this ``hessian``."""
-    upper = factor_inverse(hessian, damping)
+    """int8 [in, out] such that ``result * scale`` gives nearly the outputs of ``weight``.
+
+    ``upper`` is ``factor_inverse`` of the inputs' Hessian; layers that share their inputs share it.
+    """
     left = np.array(weight, np.float64)
     step = np.asarray(scale, np.float64)
     rounded = np.empty(left.shape, np.int8)

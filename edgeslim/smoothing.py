@@ -1,16 +1,16 @@
 """Moving the spread of a layer's inputs into its weights before both are quantized.
 
 SmoothQuant (Xiao et al. 2022, arXiv 2211.10438): X W = (X / s)(s W) with s_j = max|X_j|^a / max|W_j|^(1 - a), so that
-an input channel with outliers no longer decides the scale of all the others. Differences: the strength a and the clip of
-the input's range are searched for each layer, by the error of the layer's quantized output on sampled inputs; a = 0
-(no smoothing, s = 1) is among the candidates, and taken unless another one is clearly better, for s costs a
-multiplication at run time.
+an input channel with outliers no longer decides the scale of all the others. Differences: the strength a and the clip
+of the input's range are searched for each layer, by the error of the layer's quantized output on sampled inputs; and no
+smoothing (s = 1) is kept unless it is clearly worse, for s costs a multiplication at run time.
 
 Layout: inputs float32 [samples, in], weight float32 [in, out], s float32 [in].
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,10 @@ __all__ = ["Smoothing", "search_smoothing", "smoothing_scale"]
 
 FloatArray = npt.NDArray[np.float32]
 
-STRENGTHS = (0.0, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+STRENGTHS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
-WORTH_IT = 0.9
+COARSE_CLIPS = (1.0, 0.7, 0.5)
+WORTH_IT = 0.8
 """Smoothing has to bring the squared error below this share of the best without it."""
 
 
@@ -50,7 +51,12 @@ def smoothing_scale(inputs_max: npt.NDArray[Any], weight_max: npt.NDArray[Any], 
 
 
 def search_smoothing(
-    inputs: FloatArray, weights: list[FloatArray], inputs_max: npt.NDArray[Any], *, symmetric: bool, allowed: bool = True
+    inputs: FloatArray,
+    weights: Sequence[FloatArray],
+    inputs_max: npt.NDArray[Any],
+    *,
+    symmetric: bool,
+    allowed: bool = True,
 ) -> Smoothing:
     """The strength and clip with the least squared output error over all ``weights`` that share the inputs.
 
@@ -60,19 +66,25 @@ def search_smoothing(
     wanted = inputs @ weight
     power = float(np.square(wanted, dtype=np.float64).sum()) or 1.0
     weight_max = np.abs(weight).max(axis=1)
-    found: list[Smoothing] = []
-    for strength in STRENGTHS if allowed else STRENGTHS[:1]:
+
+    def tried(strength: float, clips: Sequence[float]) -> Smoothing:
         scale = None if strength == 0 else smoothing_scale(inputs_max, weight_max, strength)
         smoothed = inputs if scale is None else inputs / scale
         moved = weight if scale is None else weight * scale[:, None]
         rounded = quantize_weight(moved, axis=1).dequantize(1)
         low, high = float(smoothed.min()), float(smoothed.max())
-        for clip in CLIPS:
+        found = []
+        for clip in clips:
             affine = activation_affine(low * clip, high * clip, symmetric=symmetric)
             back = quantize_activation(smoothed, affine).astype(np.float32) - np.float32(affine.zero_point)
             error = (back @ rounded) * np.float32(affine.scale) - wanted
             relative = float(np.square(error, dtype=np.float64).sum()) / power
             found.append(Smoothing(scale=scale, affine=affine, strength=strength, error=relative))
-    best = min(found, key=lambda item: item.error)
-    plain = min((item for item in found if item.scale is None), key=lambda item: item.error)
+        return min(found, key=lambda item: item.error)
+
+    plain = tried(0.0, CLIPS)
+    if not allowed:
+        return plain
+    coarse = min((tried(strength, COARSE_CLIPS) for strength in STRENGTHS), key=lambda item: item.error)
+    best = tried(coarse.strength, CLIPS)
     return best if best.error < WORTH_IT * plain.error else plain

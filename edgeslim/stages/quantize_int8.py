@@ -13,14 +13,19 @@ Two graph forms (the target's profile picks, ``form`` overrides)::
 Embedding tables stay int8 at run time, a scale a row: ``Gather(int8) -> Cast -> Mul(Gather(scale))``. The usual
 ``DequantizeLinear -> Gather`` would dequantize the whole table at every run.
 
-Method: Jacob et al. 2018, arXiv 1712.05877; calibration as in ``edgeslim.numerics``.
+By default the range of each input and its smoothing are searched by the error of the layer's output, and weights are
+rounded by GPTQ, so that the output changes least. Smoothing divides the input by a vector before it is quantized (one
+``Mul`` at run time, where it pays) and multiplies the weight's rows by it.
+
+Methods: Jacob et al. 2018, arXiv 1712.05877; Xiao et al. 2022, arXiv 2211.10438 (``edgeslim.smoothing``); Frantar et
+al. 2022, arXiv 2210.17323 (``edgeslim.gptq``); ranges from distributions as in ``edgeslim.numerics``.
 """
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -29,18 +34,17 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from edgeslim.core import Context, StepResult
-from edgeslim.errors import BadInputError
+from edgeslim.gptq import factor_inverse, round_gptq
 from edgeslim.graph import constant_array, save_graph
 from edgeslim.numerics import (
-    Affine,
-    Calibration,
-    Histogram,
     QuantizedWeight,
     activation_affine,
     choose_range,
     quantize_weight,
 )
+from edgeslim.observation import Observed, add_hessians, observe
 from edgeslim.session import OrtRunner, open_runner
+from edgeslim.smoothing import Smoothing, search_smoothing
 
 __all__ = ["QuantizeInt8"]
 
@@ -51,15 +55,19 @@ MICROSOFT = "com.microsoft"
 class QuantizeInt8:
     """Static int8. ``keep_float`` are patterns of node names (``*`` allowed) that are left alone.
 
-    ``method`` chooses activation ranges; ``percentile`` counts for that method only. Weights below ``min_elements``
-    stay float. ``activation`` affine lets the zero point follow the data, symmetric fixes it at 128; ``weight``
-    affine gives each channel a zero point.
+    ``method`` chooses activation ranges: from their distribution (``minmax``, ``percentile``, ``entropy``, ``mse``), or
+    by the error of the layer's ``output``, the only one that also smooths (``smooth``). ``rounding`` of weights to the
+    nearest integer, or by ``gptq``, which needs symmetric weights. ``percentile`` counts for that method only. Weights
+    below ``min_elements`` stay float. ``activation`` affine lets the zero point follow the data, symmetric fixes it at
+    128; ``weight`` affine gives each channel a zero point.
     """
 
     level: ClassVar[Literal["torch", "graph"]] = "graph"
 
-    method: Calibration = "mse"
+    method: Literal["output", "minmax", "percentile", "entropy", "mse"] = "output"
     percentile: float = 99.99
+    smooth: bool = True
+    rounding: Literal["nearest", "gptq"] = "gptq"
     per_channel: bool = True
     activation: Literal["affine", "symmetric"] = "affine"
     weight: Literal["symmetric", "affine"] = "symmetric"
@@ -83,12 +91,16 @@ class QuantizeInt8:
         skipped: dict[str, str] = {}
         linears = list(self._linears(model.graph, skipped))
         tables = list(self._tables(model.graph, skipped)) if self.embeddings else []
-        ranges = self._calibrate(model, linears, ctx)
+        sites, hessians = self._choose_sites(model, linears, ctx)
         writer = _Writer(model.graph, integer=self._integer(ctx))
+        factors: dict[str, npt.NDArray[np.float64]] = {}
+        order = {name: index for index, name in enumerate(sites)}
+        linears.sort(key=lambda linear: order[linear.source_name])
         for linear in ctx.progress.track(linears, "quantizing weights"):
-            axis = 1 if self.per_channel else None
-            weight = quantize_weight(linear.weight, axis=axis, symmetric=self.weight == "symmetric")
-            writer.write_linear(linear, weight, ranges[linear.source_name])
+            name = linear.source_name
+            if name in hessians:  # first of those that share this input; the one before is no longer needed
+                factors = {name: factor_inverse(hessians.pop(name))}
+            writer.write_linear(linear, self._round(linear, sites[name], factors.get(name)), sites[name])
         for table in tables:
             writer.write_table(table)
         if linears and writer.integer:
@@ -99,6 +111,7 @@ class QuantizeInt8:
             "linear_layers": float(len(linears)),
             "embedding_tables": float(len(tables)),
             "int8_weights": float(sum(s.weight.size for s in linears) + sum(t.weight.size for t in tables)),
+            "smoothed_inputs": float(sum(site.scale is not None for site in sites.values())),
             "calibration_samples": float(sum(batch.rows for batch in ctx.calibration)),
         }
         return StepResult(model=model, changed=len(linears) + len(tables), skipped=skipped, metrics=metrics)
@@ -156,32 +169,41 @@ class QuantizeInt8:
             else:
                 yield _Table(node=node, name=name, weight=weight)
 
-    def _calibrate(self, model: ir.Model, linears: list[_Linear], ctx: Context) -> dict[str, Affine]:
-        histograms = {linear.source_name: Histogram() for linear in linears}
-        if not histograms:
-            return {}
-        if not ctx.calibration:
-            raise BadInputError(
-                "quantize_int8", "no calibration data", expected="at least one sample", hint="--data FILE"
-            )
+    def _choose_sites(
+        self, model: ir.Model, linears: list[_Linear], ctx: Context
+    ) -> tuple[dict[str, Smoothing], dict[str, npt.NDArray[np.float64]]]:
+        """Range and smoothing of each input, by name, and with GPTQ the Hessians of the quantized inputs."""
+        if not linears:
+            return {}, {}
+        weights: dict[str, list[npt.NDArray[np.float32]]] = {}
+        for linear in linears:
+            weights.setdefault(linear.source_name, []).append(linear.weight)
         runner = _open_probe(model, [linear.source for linear in linears], ctx)
-        for batch in ctx.progress.track(ctx.calibration, "calibrating"):
-            values = {**batch.feed, **runner(batch.feed)}
-            for name, histogram in histograms.items():
-                try:
-                    histogram.update(values[name])
-                except ValueError as error:
-                    raise BadInputError(
-                        f"quantize_int8: activation {name}",
-                        str(error),
-                        expected="finite activations on calibration data",
-                    ) from error
-        symmetric = self.activation == "symmetric"
-        ranges = {
-            name: choose_range(histogram, self.method, symmetric=symmetric, percentile=self.percentile)
-            for name, histogram in histograms.items()
+        seen = observe(runner, tuple(weights), ctx.calibration, seed=ctx.seed, progress=ctx.progress)
+        sites = {
+            name: self._choose_site(observed, weights[name])
+            for name, observed in ctx.progress.track(seen.items(), "choosing ranges", len(seen))
         }
-        return {name: activation_affine(low, high, symmetric=symmetric) for name, (low, high) in ranges.items()}
+        if self.rounding == "nearest":
+            return sites, {}
+        return sites, add_hessians(runner, sites, ctx.calibration, progress=ctx.progress)
+
+    def _choose_site(self, observed: Observed, weights: list[npt.NDArray[np.float32]]) -> Smoothing:
+        symmetric = self.activation == "symmetric"
+        if self.method == "output" and observed.maximum is not None:
+            return search_smoothing(observed.rows, weights, observed.maximum, symmetric=symmetric, allowed=self.smooth)
+        method = "minmax" if self.method == "output" else self.method
+        low, high = choose_range(observed.histogram, method, symmetric=symmetric, percentile=self.percentile)
+        return Smoothing(scale=None, affine=activation_affine(low, high, symmetric=symmetric), strength=0, error=0)
+
+    def _round(self, linear: _Linear, site: Smoothing, factor: npt.NDArray[np.float64] | None) -> QuantizedWeight:
+        moved = linear.weight if site.scale is None else linear.weight * site.scale[:, None]
+        axis = 1 if self.per_channel else None
+        weight = quantize_weight(moved, axis=axis, symmetric=self.weight == "symmetric")
+        if factor is None or weight.zero_point is not None:
+            return weight
+        scale = np.broadcast_to(weight.scale, moved.shape[1:])
+        return replace(weight, values=round_gptq(moved, factor, scale))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,10 +267,10 @@ class _Writer:
         self.integer = integer
         self._sources: dict[str, tuple[ir.Value, ir.Value, ir.Value]] = {}
 
-    def write_linear(self, linear: _Linear, weight: QuantizedWeight, affine: Affine) -> None:
+    def write_linear(self, linear: _Linear, weight: QuantizedWeight, site: Smoothing) -> None:
         name = linear.name
         nodes: list[ir.Node] = []
-        quantized, scale, zero = self._quantized_source(linear, affine, nodes)
+        quantized, scale, zero = self._quantized_source(linear, site, nodes)
         values = self._constant(f"{name}.weight_int8", weight.values)
         scales = self._constant(f"{name}.weight_scale", weight.scale)
         zeros = None if weight.zero_point is None else self._constant(f"{name}.weight_zero_point", weight.zero_point)
@@ -281,15 +303,19 @@ class _Writer:
         self._replace((table.node,), [rows, row_scales, floats, scaled], table.node.outputs[0])
 
     def _quantized_source(
-        self, linear: _Linear, affine: Affine, nodes: list[ir.Node]
+        self, linear: _Linear, site: Smoothing, nodes: list[ir.Node]
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         key = linear.source_name
         if key not in self._sources:
-            scale = self._constant(f"{key}.scale", np.float32(affine.scale))
-            zero = self._constant(f"{key}.zero_point", np.uint8(affine.zero_point))
-            node = ir.node("QuantizeLinear", [linear.source, scale, zero], name=f"{key}.quantized")
-            nodes.append(node)
-            self._sources[key] = (node.outputs[0], scale, zero)
+            scale = self._constant(f"{key}.scale", np.float32(site.affine.scale))
+            zero = self._constant(f"{key}.zero_point", np.uint8(site.affine.zero_point))
+            source = linear.source
+            if site.scale is not None:
+                factor = self._constant(f"{key}.smoothing", np.float32(1) / site.scale)
+                nodes.append(ir.node("Mul", [source, factor], name=f"{key}.smoothed"))
+                source = nodes[-1].outputs[0]
+            nodes.append(ir.node("QuantizeLinear", [source, scale, zero], name=f"{key}.quantized"))
+            self._sources[key] = (nodes[-1].outputs[0], scale, zero)
         return self._sources[key]
 
     def _constant(self, name: str, array: npt.NDArray[np.generic] | np.generic) -> ir.Value:

@@ -90,6 +90,7 @@ def test_equals_numpy(
         "weight": weight,
         "per_channel": per_channel,
         "form": form,
+        "rounding": "nearest",
     }
     result, path = quantize(linear, parse_fields(QuantizeInt8, settings, "recipe"), tmp_path, feeds())
     assert result.changed == 1
@@ -109,6 +110,71 @@ def test_equals_numpy(
     assert error < 0.1, "int8 should be near the float layer"
 
 
+def outlying(seed: int) -> list[dict[str, np.ndarray]]:
+    """Correlated inputs, one channel of which is forty times larger than the others."""
+    rng = np.random.default_rng(seed)
+    mixing = np.random.default_rng(9).normal(size=(6, 32))
+    made = []
+    for length in (40, 60, 50):
+        sample = (rng.normal(size=(1, length, 6)) @ mixing + 0.2 * rng.normal(size=(1, length, 32))).astype(np.float32)
+        sample[..., 5] *= 40
+        made.append({"x": sample})
+    return made
+
+
+def relative_error(path: Path, made: Path, samples: list[dict[str, np.ndarray]]) -> float:
+    """Power of the int8 layer's error over that of the float layer's output, on held-out samples."""
+    wanted = [open_runner(path)(feed)["y"] for feed in samples]
+    found = [open_runner(made)(feed)["y"] for feed in samples]
+    error = sum(float(np.square(a - b).sum()) for a, b in zip(found, wanted, strict=True))
+    return error / sum(float(np.square(b).sum()) for b in wanted)
+
+
+@pytest.mark.parametrize("form", ["integer", "qdq"])
+def test_smoothing_and_gptq_bring_the_output_nearer(linear: Path, tmp_path: Path, form: str) -> None:
+    errors = {}
+    for name, settings in {
+        "neither": {"method": "mse", "rounding": "nearest"},
+        "smoothing": {"rounding": "nearest"},
+        "both": {},
+    }.items():
+        work = tmp_path / name
+        work.mkdir()
+        stage = parse_fields(QuantizeInt8, {"form": form, **settings}, "recipe")
+        result, made = quantize(linear, stage, work, outlying(1))
+        errors[name] = relative_error(linear, made, outlying(2))
+        assert result.metrics["smoothed_inputs"] == (name != "neither")
+        assert run_optimized(made, work)["MatMulIntegerToFloat"] == 1
+    assert errors["smoothing"] < 0.75 * errors["neither"]
+    assert errors["both"] < 0.9 * errors["smoothing"]
+
+
+def test_layers_that_share_a_smoothed_input_all_get_gptq(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["q"], name="q"),
+        helper.make_node("Relu", ["q"], ["r"], name="relu"),
+        helper.make_node("MatMul", ["r", "square"], ["s"], name="between"),
+        helper.make_node("MatMul", ["x", "v"], ["k"], name="k"),
+        helper.make_node("Add", ["s", "k"], ["y"], name="sum"),
+    ]
+    square = RNG.normal(size=(48, 48)).astype(np.float32)
+    path = make_model(
+        tmp_path / "m.onnx", nodes, [float_input("n", "s", 32)], w=WEIGHT, v=WEIGHT[::-1].copy(), square=square
+    )
+    weights = {}
+    for rounding in ("nearest", "gptq"):
+        work = tmp_path / rounding
+        work.mkdir()
+        stage = parse_fields(QuantizeInt8, {"rounding": rounding}, "recipe")
+        _, made = quantize(path, stage, work, outlying(3))
+        model = load_graph(made)
+        weights[rounding] = {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
+        assert Counter(node.op_type for node in model.graph)["QuantizeLinear"] == 2
+    for name in ("q", "between", "k"):
+        key = f"{name}.weight_int8"
+        assert np.any(weights["gptq"][key] != weights["nearest"][key]), f"{name} was rounded to nearest"
+
+
 @pytest.mark.parametrize("form", ["integer", "qdq"])
 def test_runs_on_the_int8_kernel(linear: Path, tmp_path: Path, form: str) -> None:
     _, path = quantize(linear, parse_fields(QuantizeInt8, {"form": form}, "recipe"), tmp_path, feeds())
@@ -118,7 +184,7 @@ def test_runs_on_the_int8_kernel(linear: Path, tmp_path: Path, form: str) -> Non
 
 
 def test_the_target_chooses_the_form(linear: Path, tmp_path: Path) -> None:
-    _, path = quantize(linear, QuantizeInt8(), tmp_path, feeds())
+    _, path = quantize(linear, QuantizeInt8(smooth=False), tmp_path, feeds())
     operators = Counter(node.op_type for node in onnx.load(path).graph.node)
     assert operators == {"QuantizeLinear": 1, "MatMulIntegerToFloat": 1}
 
@@ -153,7 +219,7 @@ def test_layers_that_share_an_input_quantize_it_once(tmp_path: Path) -> None:
         helper.make_node("Add", ["qb", "kb"], ["y"], name="sum"),
     ]
     path = make_model(tmp_path / "m.onnx", nodes, [float_input("n", "s", 32)], w=WEIGHT, v=-2 * WEIGHT, b=BIAS)
-    _, made = quantize(path, QuantizeInt8(), tmp_path, feeds())
+    _, made = quantize(path, QuantizeInt8(smooth=False), tmp_path, feeds())
     operators = Counter(node.op_type for node in onnx.load(made).graph.node)
     assert operators == {"QuantizeLinear": 1, "MatMulIntegerToFloat": 2, "Add": 1}
     expected = open_runner(path)(feeds()[1])["y"]
@@ -241,7 +307,7 @@ def test_refuses_activations_that_are_not_finite(linear: Path, tmp_path: Path) -
 
 
 def test_refuses_to_guess_without_calibration(linear: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match="no calibration data"):
+    with pytest.raises(BadInputError, match="no samples"):
         quantize(linear, QuantizeInt8(), tmp_path, [])
 
 

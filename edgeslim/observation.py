@@ -1,0 +1,105 @@
+"""What calibration learns of a layer's inputs, in memory that doesn't grow with the number of samples.
+
+One pass over the calibration data keeps, for each observed tensor, a streaming histogram, the largest magnitude of each
+channel, and a bounded, seeded choice of rows; a second one adds up the Hessian of its quantized values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeslim.core import Batch, Progress, Runner
+from edgeslim.errors import BadInputError
+from edgeslim.numerics import Histogram, quantize_activation
+from edgeslim.smoothing import Smoothing
+
+__all__ = ["Observed", "add_hessians", "observe"]
+
+ROWS = 512
+
+
+@dataclass(kw_only=True)
+class Observed:
+    """One tensor: ``maximum`` is max|X_j|, float32 [channels]; ``rows`` hold sampled rows, float32 [n, channels]."""
+
+    histogram: Histogram = field(default_factory=Histogram)
+    maximum: npt.NDArray[np.float32] | None = None
+    chosen: list[npt.NDArray[np.float32]] = field(default_factory=list)
+
+    @property
+    def rows(self) -> npt.NDArray[np.float32]:
+        """The sampled rows, at most 512 and one a batch."""
+        return np.concatenate(self.chosen)
+
+    def update(self, values: npt.NDArray[Any], count: int, random: np.random.Generator) -> None:
+        """Adds a tensor whose last axis is the channels, of which ``count`` rows are kept.
+
+        Raises:
+            ValueError: a value is NaN or infinite.
+        """
+        self.histogram.update(values)
+        flat = np.asarray(values, np.float32).reshape(-1, values.shape[-1])
+        if not len(flat):
+            return
+        peak = np.abs(flat).max(axis=0)
+        self.maximum = peak if self.maximum is None else np.maximum(self.maximum, peak)
+        self.chosen.append(flat[random.permutation(len(flat))[:count]])
+
+
+def observe(
+    run: Runner, names: Sequence[str], batches: Sequence[Batch], *, seed: int, progress: Progress
+) -> dict[str, Observed]:
+    """Runs ``batches`` and keeps what is seen of the tensors ``names``, which ``run`` gives or takes.
+
+    Raises:
+        BadInputError: there are no batches, or a value isn't finite.
+    """
+    if not batches:
+        raise BadInputError("calibration", "no samples", expected="at least one sample", hint="--data FILE")
+    random = np.random.default_rng(seed)
+    count = -(-ROWS // len(batches))
+    seen = {name: Observed() for name in names}
+    for batch in progress.track(batches, "calibrating"):
+        values = {**batch.feed, **run(batch.feed)}
+        for name, observed in seen.items():
+            try:
+                # Past the bound, batches no longer add rows: what came first is as good as what comes last.
+                observed.update(values[name], count if len(observed.chosen) < ROWS else 0, random)
+            except ValueError as error:
+                raise BadInputError(
+                    f"calibration: activation {name}", str(error), expected="finite activations on calibration data"
+                ) from error
+    return seen
+
+
+def add_hessians(
+    run: Runner, sites: Mapping[str, Smoothing], batches: Sequence[Batch], *, progress: Progress
+) -> dict[str, npt.NDArray[np.float64]]:
+    """XᵀX of each site's quantized inputs, float64 [channels, channels], over all ``batches``."""
+    sums: dict[str, npt.NDArray[np.float64]] = {}
+    waiting: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in sites}
+
+    def add(name: str) -> None:
+        integers = np.concatenate(waiting[name])
+        waiting[name] = []
+        product = (integers.T @ integers).astype(np.float64) * sites[name].affine.scale ** 2
+        sums[name] = sums[name] + product if name in sums else product
+
+    for batch in progress.track(batches, "second moments"):
+        values = {**batch.feed, **run(batch.feed)}
+        for name, site in sites.items():
+            flat = np.asarray(values[name], np.float32).reshape(-1, values[name].shape[-1])
+            smoothed = flat if site.scale is None else flat / site.scale
+            integers = quantize_activation(smoothed, site.affine).astype(np.float32) - site.affine.zero_point
+            waiting[name].append(integers)
+            if sum(map(len, waiting[name])) >= ROWS:
+                add(name)
+    for name in sites:
+        if waiting[name]:
+            add(name)
+    return sums
