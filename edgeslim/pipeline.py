@@ -14,7 +14,7 @@ from __future__ import annotations
 import gc
 import os
 import resource
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -50,13 +50,21 @@ __all__ = ["check_cost", "export_reference", "run_build"]
 COMPARED_SAMPLES = 8
 LATENCY_LENGTH = 128
 REPORT_NAME = "report.json"
+PAGE_NAME = "report.html"
 PACKED_NAME = "weights.esz"
 MANIFEST_NAME = "manifest.json"
 READY = "ready"
 
+Render = Callable[[Report, Artifact], str]
+"""Makes the page that a person reads from a report and the files that it is about."""
 
-def run_build(plan: Plan, progress: Progress | None = None, cache: Cache | None = None) -> Report:
+
+def run_build(
+    plan: Plan, progress: Progress | None = None, cache: Cache | None = None, render: Render | None = None
+) -> Report:
     """Builds ``plan`` and reports on it. The package is in ``plan.out`` if, and only if, no finding failed.
+
+    With ``render``, a page for people lies beside the report; it isn't written where a check failed.
 
     Raises:
         EdgeslimError: something stopped the build before there was a package to check.
@@ -107,6 +115,8 @@ def run_build(plan: Plan, progress: Progress | None = None, cache: Cache | None 
         )
         if not report.failed():
             (packed / READY / REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
+            if render is not None:
+                (packed / READY / PAGE_NAME).write_text(render(report, artifact), encoding="utf-8")
             published = hash_folder(packed / READY)
             publish(packed / READY, plan.out)
             if cache is not None:
