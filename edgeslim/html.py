@@ -55,7 +55,7 @@ def render_report(report: Report, comparison: Comparison | None) -> str:
         '<meta name="color-scheme" content="light dark">\n',
         f"<title>{text(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{PATTERNS}\n",
         f'<header>\n<h1>{text(title)}</h1>\n<p class="lead">{_conclusion(report)}</p>\n{_cards(report)}</header>\n',
-        _section("What held, and what was measured", _findings(report)),
+        _section("Limits", _findings(item for item in report.findings if item.limit is not None)),
     ]
     if comparison is not None and comparison.blocks:
         parts.append(_section("Bytes by layer", _blocks(comparison)))
@@ -64,6 +64,7 @@ def render_report(report: Report, comparison: Comparison | None) -> str:
     parts.append(_section("Quality against size", _tradeoff(report)))
     parts.append(_section("Latency", _latency(report)))
     parts.append(_section("What each step changed, and what it left alone", _steps(report)))
+    parts.append(_section("Measured beside that", _findings(item for item in report.findings if item.limit is None)))
     parts.append(_section("Environment and notes", _environment(report)))
     return "".join(parts) + "</body>\n</html>\n"
 
@@ -119,25 +120,23 @@ def _limit(finding: Finding | None) -> str:
     return f"; limit {format_value(finding.limit, finding.unit)}, {finding.verdict}"
 
 
-def _findings(report: Report) -> str:
-    parts = []
-    for (check, where), group in groupby(report.findings, key=lambda item: (item.check, item.where)):
-        rows = "".join(_finding(item) for item in group)
-        parts.append(
-            f'<table class="findings"><caption>{text(check)} <small>{text(where)}</small></caption>\n'
-            '<thead><tr><th>metric</th><th class="n">value</th><th class="n">limit</th><th>verdict</th></tr></thead>\n'
-            f"<tbody>\n{rows}</tbody></table>\n"
-        )
-    return "".join(parts)
+def _findings(findings: Iterable[Finding]) -> str:
+    """One table, a body a check and place; empty without findings."""
+    bodies = []
+    for (check, where), group in groupby(findings, key=lambda item: (item.check, item.where)):
+        heading = f'<tr><th colspan="4" scope="rowgroup">{text(check)} <small>{text(where)}</small></th></tr>\n'
+        bodies.append(f"<tbody>\n{heading}{''.join(_finding(item) for item in group)}</tbody>\n")
+    head = '<th>metric</th><th class="n">value</th><th class="n">limit</th><th>verdict</th>'
+    return f'<table class="findings"><thead><tr>{head}</tr></thead>\n{"".join(bodies)}</table>\n' if bodies else ""
 
 
 def _finding(item: Finding) -> str:
     value = "–" if item.value is None else format_value(item.value, item.unit)
     limit = "" if item.limit is None else f"≤ {format_value(item.limit, item.unit)}"
-    note = f"<small>{text(item.note)}</small>" if item.note else ""
+    note = f'<tr class="note"><td colspan="4">{text(item.note)}</td></tr>\n' if item.note else ""
     return (
-        f'<tr><td>{_code(item.metric)}{note}</td><td class="n">{text(value)}</td><td class="n">{text(limit)}</td>'
-        f'<td class="verdict {item.verdict}">{SIGNS[item.verdict]} {item.verdict}</td></tr>\n'
+        f'<tr><td>{_code(item.metric)}</td><td class="n">{text(value)}</td><td class="n">{text(limit)}</td>'
+        f'<td class="verdict {item.verdict}">{SIGNS[item.verdict]} {item.verdict}</td></tr>\n{note}'
     )
 
 
@@ -210,11 +209,11 @@ def _tradeoff(report: Report) -> str:
         f'<td class="n">{point.drop:.4g}</td></tr>\n'
         for point in points
     )
-    note = f"<p class='soft'>Loss: {text(drop.note)}. {text(drop.where)}.</p>\n" if drop.note else ""
+    note = f"<p class='soft'>Loss: {text(drop.note)}</p>\n" if drop.note else ""
     table = (
         f'<table><thead><tr><th>model</th><th class="n">size</th><th class="n">loss</th></tr></thead>\n{rows}</table>'
     )
-    return f'{note}<div class="charts">\n<figure>{chart}</figure>\n<div>{table}</div>\n</div>\n'
+    return f'{note}<div class="charts wide">\n<figure>{chart}</figure>\n<div>{table}</div>\n</div>\n'
 
 
 def _latency(report: Report) -> str:
@@ -241,13 +240,19 @@ def _steps(report: Report) -> str:
 
 def _step_row(step: StepRecord) -> str:
     size = "" if step.bytes is None else format_value(float(step.bytes), "bytes")
-    metrics = "; ".join(f"{name} {value:g}" for name, value in step.metrics.items())
+    metrics = "; ".join(f"{name} {_metric(name, value)}" for name, value in step.metrics.items())
     name = f"{step.name} ({step.engine})" if step.engine else step.name
     seconds = f"{step.seconds:.1f} s" + (", kept" if step.cached else "")
     return (
         f'<tr><td>{_code(name)}<small>{text(metrics)}</small></td><td class="n">{step.changed}</td>'
         f'<td class="n">{size}</td><td class="n">{seconds}</td></tr>\n'
     )
+
+
+def _metric(name: str, value: float) -> str:
+    if name.endswith("_bytes"):
+        return format_value(value, "bytes")
+    return f"{value:,.0f}" if math.isfinite(value) and value == int(value) else f"{value:.4g}"
 
 
 def _skipped(step: StepRecord) -> str:

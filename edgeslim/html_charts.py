@@ -56,6 +56,8 @@ def draw_bar(parts: Sequence[int], longest: int, title: str) -> str:
             if index:
                 drawn.append(f'<rect fill="url(#p{index})" {place}/>')
         x += width
+    if not drawn and any(parts):  # too short to be seen, but there
+        drawn.append(f'<rect class="g{max(range(len(parts)), key=parts.__getitem__)}" width="1" height="12"/>')
     return f'<svg class="bar" width="100%" height="12" role="img" aria-label="{text(title)}">{"".join(drawn)}</svg>'
 
 
@@ -135,7 +137,7 @@ def draw_points(points: Sequence[Point], max_bytes: float | None, max_drop: floa
         _, y = place(0.0, tick)
         drawn.append(f'<text x="{left - 6}" y="{_n(y + 4)}" text-anchor="end">{_short(tick)}</text>')
     drawn.append(f'<path class="axis" d="M{left} {top}V{bottom}H{right}"/>')
-    drawn.append(f'<text x="{left}" y="{bottom + 36}">size →   quality falls ↓</text>')
+    drawn.append(f'<text x="{left}" y="{bottom + 36}">→ larger, ↓ worse</text>')
     for number, point in enumerate(points):
         x, y = place(point.bytes, point.drop)
         side, anchor = (9, "start") if x < WIDTH * 0.55 else (-9, "end")
