@@ -26,7 +26,7 @@ def listing(folder: Path) -> dict[str, str | None]:
 def ready(tmp_path: Path) -> Path:
     """What a build wants to publish."""
     folder = tmp_path / "work" / "ready"
-    for name in ("net.aar", "report.json", "maven/net/1.0.0/net.aar", "maven/net/1.0.0/net.pom"):
+    for name in ("net.aar", "report.html", "report.json", "maven/net/1.0.0/net.aar", "maven/net/1.0.0/net.pom"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"new {name}", encoding="utf-8")
     return folder
@@ -148,7 +148,7 @@ def test_publish_replaces_and_keeps(tmp_path: Path, ready: Path) -> None:
     assert len(files) == 4
 
 
-def test_the_package_goes_first_and_the_report_before_the_folders(
+def test_the_package_goes_first_and_the_reports_before_the_folders(
     tmp_path: Path, ready: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
@@ -157,7 +157,7 @@ def test_the_package_goes_first_and_the_report_before_the_folders(
         Path, "replace", lambda path, to: (told.append(str(path.relative_to(ready))), replace(path, to))
     )
     publish(ready, tmp_path / "out")
-    assert told == ["net.aar", "report.json", "maven/net/1.0.0/net.aar", "maven/net/1.0.0/net.pom"]
+    assert told == ["net.aar", "report.html", "report.json", "maven/net/1.0.0/net.aar", "maven/net/1.0.0/net.pom"]
 
 
 def test_a_folder_that_cannot_be_made_stops_it_before_the_first_file(tmp_path: Path, ready: Path) -> None:
