@@ -145,7 +145,7 @@ def test_publish_replaces_and_keeps(tmp_path: Path, ready: Path) -> None:
     files = {name: text for name, text in listing(out).items() if text is not None}
     assert files.pop("mine.txt") == "old"
     assert files == {name: f"new {name}" for name in files}
-    assert len(files) == 4
+    assert len(files) == 5
 
 
 def test_the_package_goes_first_and_the_reports_before_the_folders(
@@ -180,5 +180,5 @@ def test_no_signal_stops_it_halfway(tmp_path: Path, ready: Path, monkeypatch: py
     monkeypatch.setattr(Path, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         publish(ready, tmp_path / "out")
-    assert len([text for text in listing(tmp_path / "out").values() if text]) == 4
+    assert len([text for text in listing(tmp_path / "out").values() if text]) == 5
     assert workspace.__all__ == ["publish", "scratch_folder"]
