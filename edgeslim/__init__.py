@@ -79,6 +79,7 @@ def build(
         if progress is not None:
             progress.step("nothing to do: inputs and output are those of an earlier build")
         return unchanged
+    from edgeslim.html import render_artifact
     from edgeslim.pipeline import run_build  # only now: there is something to do, and this takes seconds
 
-    return run_build(plan, progress, cache)
+    return run_build(plan, progress, cache, render_artifact)

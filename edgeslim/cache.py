@@ -257,7 +257,7 @@ def _read_entry(place: Path) -> dict[str, Any] | None:
 
 
 def _is_inside(name: str) -> bool:
-    path = Path(name)
+    path = Path(os.fsdecode(os.fsencode(name)))  # a ValueError where no file can have this name
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 

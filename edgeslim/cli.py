@@ -22,6 +22,7 @@ from edgeslim import __version__
 from edgeslim.commands.check import check
 from edgeslim.commands.doctor import doctor
 from edgeslim.commands.init import init
+from edgeslim.commands.inspect import inspect_model
 from edgeslim.errors import EdgeslimError
 from edgeslim.verdict import judge_report
 
@@ -43,6 +44,7 @@ app.add_typer(targets_app, name="targets")
 app.command("check")(check)
 app.command("doctor")(doctor)
 app.command("init")(init)
+app.command("inspect")(inspect_model)
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001  typer calls it so

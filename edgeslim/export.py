@@ -46,18 +46,26 @@ class Export:
 
 
 def export_huggingface(
-    module: nn.Module, samples: Sequence[Batch], *, classifier: bool, opset_max: int, folder: Path
+    module: nn.Module,
+    samples: Sequence[Batch],
+    *,
+    classifier: bool,
+    opset_max: int,
+    folder: Path,
+    images: bool = False,
 ) -> Export:
     """Exports a transformers encoder, its first output alone: ``logits`` or ``last_hidden_state``.
+
+    With ``images`` it is a classifier of pictures, whose sides stay fixed where torch exports it.
 
     Raises:
         BadInputError: neither exporter can express the model.
         CheckError: the graph's outputs are further than 1e-3 from the module's.
     """
-    output = "logits" if classifier else "last_hidden_state"
+    output = "logits" if classifier or images else "last_hidden_state"
     opset = min(DYNAMO_OPSET, opset_max)
     scratch = _make_scratch(folder)
-    task = "text-classification" if classifier else "feature-extraction"
+    task = "text-classification" if classifier else "image-classification" if images else "feature-extraction"
     if _optimum_knows(module, task):
         engine = "optimum"
         with _calm():
@@ -66,9 +74,10 @@ def export_huggingface(
         engine = "torch"
         inputs = _taken(module, _tensors(samples[0].feed))
         # Sizes of 1 and equal sizes would be taken for constants: export on a batch of 2 and a length of its own.
-        inputs = {name: value[:1].repeat(2, 1) for name, value in inputs.items()}
+        inputs = {name: value[:1].repeat(2, *[1] * (value.dim() - 1)) for name, value in inputs.items()}
+        free = {name: _free(value, 1 if images else value.dim()) for name, value in inputs.items()}
         with _calm():
-            _export_dynamo(module, inputs, {name: _free(value) for name, value in inputs.items()}, opset, scratch)
+            _export_dynamo(module, inputs, free, opset, scratch)
     path = _finish(scratch / "model.onnx", folder, output)
     return _compared(torch_runner(module, output), path, engine, samples)
 
@@ -234,10 +243,10 @@ def _taken(module: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: inputs[name] for name in inspect.signature(module.forward).parameters if name in inputs}
 
 
-def _free(value: Any) -> dict[int, Any]:
+def _free(value: Any, dims: int) -> dict[int, Any]:
     import torch
 
-    return dict.fromkeys(range(value.dim()), torch.export.Dim.DYNAMIC)
+    return {dim: torch.export.Dim.DYNAMIC if dim < dims else None for dim in range(value.dim())}
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ the file's size and the picture's sides, which its header tells, were found to b
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,10 +135,12 @@ def open_picture(picture: Picture) -> Image:
         raise BadInputError(picture.where, f"{size:,} bytes", expected=f"a picture of at most {MAX_FILE_BYTES:,} bytes")
     source: Any = io.BytesIO(content) if isinstance(content, bytes) else content
     try:
-        with Image.open(source, formats=FORMATS) as image:
-            _check_sides(picture.where, image.width, image.height)
-            image.load()
-            return image.copy()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the sides are looked at below
+            with Image.open(source, formats=FORMATS) as image:
+                _check_sides(picture.where, image.width, image.height)
+                image.load()
+                return image.copy()
     except UnidentifiedImageError as error:
         raise BadInputError(
             picture.where,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import gc
 import os
 import resource
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,22 +27,32 @@ from edgeslim.checks.lossless import check_lossless
 from edgeslim.checks.operators import check_operators
 from edgeslim.checks.size import check_size
 from edgeslim.core import Artifact, ArtifactInfo, Batch, Budget, Context, Feed, Finding, Progress, Quiet, Report, Task
-from edgeslim.encoding import load_tokenizer
 from edgeslim.errors import BadInputError
+from edgeslim.images import class_names
 from edgeslim.inputs import build_inputs, hash_model, remember, versions
 from edgeslim.packaging.android import AndroidSettings, MavenCoordinates, write_aar, write_maven
 from edgeslim.packaging.archive import apk_download_bytes
 from edgeslim.packaging.bundle import Bundle, file_entry, tokenizer_extras, write_manifest
 from edgeslim.packaging.tarball import write_tarball
 from edgeslim.pooling import pooling_from_folder
+from edgeslim.preprocessing import Preprocessing, resolve_preprocessing
 from edgeslim.project import Plan
 from edgeslim.recipe import NamedStage
 from edgeslim.samples import Samples, fixed_length_feed, hash_batches, load_samples
 from edgeslim.session import open_runner, runtime_version
+from edgeslim.signature import InputSpec, source_inputs
 from edgeslim.source import Source, load_huggingface, load_own, resolve_source
 from edgeslim.steps import StepFacts, Steps, hash_folder
 from edgeslim.target import TargetProfile
-from edgeslim.task import FeatureExtraction, TextClassification, is_classifier, resolve_task
+from edgeslim.task import (
+    Classification,
+    FeatureExtraction,
+    ImageClassification,
+    TextClassification,
+    is_classifier,
+    is_image_classifier,
+    resolve_task,
+)
 from edgeslim.workspace import publish, scratch_folder
 
 __all__ = ["check_cost", "export_reference", "run_build"]
@@ -50,13 +60,21 @@ __all__ = ["check_cost", "export_reference", "run_build"]
 COMPARED_SAMPLES = 8
 LATENCY_LENGTH = 128
 REPORT_NAME = "report.json"
+PAGE_NAME = "report.html"
 PACKED_NAME = "weights.esz"
 MANIFEST_NAME = "manifest.json"
 READY = "ready"
 
+Render = Callable[[Report, Artifact], str]
+"""Makes the page that a person reads from a report and the files that it is about."""
 
-def run_build(plan: Plan, progress: Progress | None = None, cache: Cache | None = None) -> Report:
+
+def run_build(
+    plan: Plan, progress: Progress | None = None, cache: Cache | None = None, render: Render | None = None
+) -> Report:
     """Builds ``plan`` and reports on it. The package is in ``plan.out`` if, and only if, no finding failed.
+
+    With ``render``, a page for people lies beside the report; it isn't written where a check failed.
 
     Raises:
         EdgeslimError: something stopped the build before there was a package to check.
@@ -64,7 +82,9 @@ def run_build(plan: Plan, progress: Progress | None = None, cache: Cache | None 
     progress = progress or Quiet()
     source = resolve_source(plan.model, base=plan.base, tokenizer=plan.tokenizer, name=plan.name)
     pooling = pooling_from_folder(source.path) if source.kind == "huggingface" and source.path else None
-    task = resolve_task(plan.task, config=source.config, pooling=pooling, folder=plan.base)
+    task = resolve_task(
+        plan.task, config=source.config, labels=_class_names(source, plan), pooling=pooling, folder=plan.base
+    )
     if plan.recipe.torch:
         raise BadInputError(
             "recipe", f"{plan.recipe.torch[0].name} works on a torch model", expected="stages on the exported graph"
@@ -73,6 +93,8 @@ def run_build(plan: Plan, progress: Progress | None = None, cache: Cache | None 
     with scratch_folder(plan.out) as work:
         steps = Steps(work, cache, versions(), progress)
         reference, samples = export_reference(source, task, plan, steps)
+        if isinstance(task, ImageClassification):
+            task = replace(task, preprocessing=samples.preprocessing)
         context = Context(
             target=plan.target,
             task=task,
@@ -107,6 +129,8 @@ def run_build(plan: Plan, progress: Progress | None = None, cache: Cache | None 
         )
         if not report.failed():
             (packed / READY / REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
+            if render is not None:
+                (packed / READY / PAGE_NAME).write_text(render(report, artifact), encoding="utf-8")
             published = hash_folder(packed / READY)
             publish(packed / READY, plan.out)
             if cache is not None:
@@ -119,6 +143,7 @@ def export_reference(source: Source, task: Task, plan: Plan, steps: Steps) -> tu
     classifier = isinstance(task, TextClassification) or (
         not isinstance(task, FeatureExtraction) and is_classifier(source.config)
     )
+    images = is_image_classifier(source.config)
     architectures = source.config.get("architectures")
     if classifier and source.kind == "huggingface" and architectures and not is_classifier(source.config):
         raise BadInputError(
@@ -128,22 +153,17 @@ def export_reference(source: Source, task: Task, plan: Plan, steps: Steps) -> tu
             hint="--task feature-extraction takes an encoder as it is",
         )
     own = load_own(source) if source.kind == "module" else None
-    example: Feed | None = None
-    if own is not None:
-        example = {name: value.numpy() for name, value in own.inputs.items()}
-        names = tuple(example)
-    elif source.kind == "onnx" and source.path is not None:
-        names = open_runner(source.path).inputs
-    else:
-        names = tuple(load_tokenizer(source.tokenizer).model_input_names) if source.tokenizer else ("input_ids",)
+    taken = source_inputs(source, own, images=images)
+    example: Feed | None = None if own is None else {name: value.numpy() for name, value in own.inputs.items()}
     samples = load_samples(
         plan.data,
         base=plan.base,
         tokenizer=source.tokenizer,
-        input_names=names,
-        labels=_label_ids(source),
+        input_names=[item.name for item in taken],
+        labels=_label_ids(source, task),
         example=example,
         seed=plan.seed,
+        preprocessing=_preprocessing(source, task, taken, plan),
     )
     compared = (*samples.calibration[:COMPARED_SAMPLES], *samples.padded)
     opset_max = plan.target.runtime.opset_max
@@ -156,9 +176,9 @@ def export_reference(source: Source, task: Task, plan: Plan, steps: Steps) -> tu
             assert source.path is not None
             made = export.import_onnx(source.path, compared, folder=folder)
         else:
-            module: Any = load_huggingface(source, classifier=classifier)
+            module: Any = load_huggingface(source, classifier=classifier, images=images)
             made = export.export_huggingface(
-                module, compared, classifier=classifier, opset_max=opset_max, folder=folder
+                module, compared, classifier=classifier, images=images, opset_max=opset_max, folder=folder
             )
             del module
         gc.collect()
@@ -341,7 +361,33 @@ def _facts(source: Source, task: Task, path: Path, samples: Samples, plan: Plan)
     }
 
 
-def _label_ids(source: Source) -> Mapping[str, int] | None:
+def _class_names(source: Source, plan: Plan) -> Sequence[str]:
+    """The names that the project gives, or else, for pictures, those of the class folders."""
+    if plan.labels or plan.task != "image-classification" or "id2label" in source.config:
+        return plan.labels
+    name = plan.data.file or plan.data.evaluation
+    return class_names(plan.base / name) if name else ()
+
+
+def _preprocessing(source: Source, task: Task, taken: Sequence[InputSpec], plan: Plan) -> Preprocessing | None:
+    """What happens to pictures, if the samples are some; arrays are taken as they are."""
+    said = bool(plan.preprocessing.given())
+    pictures = isinstance(task, ImageClassification) or is_image_classifier(source.config)
+    files = (plan.data.file, plan.data.evaluation)
+    if not said and not (pictures and any(name is not None and not name.endswith(".npz") for name in files)):
+        return None
+    return resolve_preprocessing(
+        plan.preprocessing,
+        shape=taken[0].shape,
+        dtype=taken[0].dtype,
+        folder=source.path if source.kind == "huggingface" else None,
+        config=source.config,
+    )
+
+
+def _label_ids(source: Source, task: Task) -> Mapping[str, int] | None:
+    if isinstance(task, Classification) and task.labels:
+        return {name: index for index, name in enumerate(task.labels)}
     table = source.config.get("label2id")
     if not isinstance(table, Mapping) or not all(isinstance(value, int) for value in table.values()):
         return None

@@ -9,6 +9,7 @@ from typing import Any
 
 from edgeslim.errors import UsageError
 from edgeslim.fields import parse_fields, read_toml
+from edgeslim.preprocessing import PreprocessingOptions
 from edgeslim.recipe import Recipe, load_recipe, parse_recipe
 from edgeslim.samples import DataOptions
 from edgeslim.target import Budget, TargetProfile, list_targets, load_target, target_file
@@ -60,7 +61,9 @@ class ProjectFile:
     recipe: str | None = None
     out: str | None = None
     seed: int = 0
+    labels: tuple[str, ...] = ()
     data: DataOptions = field(default_factory=DataOptions)
+    preprocessing: PreprocessingOptions = field(default_factory=PreprocessingOptions)
     budget: BudgetOptions = field(default_factory=BudgetOptions)
     android: AndroidOptions = field(default_factory=AndroidOptions)
     steps: tuple[Mapping[str, Any], ...] = ()
@@ -101,6 +104,8 @@ class Plan:
     android: AndroidOptions
     out: Path
     seed: int
+    labels: tuple[str, ...] = ()
+    preprocessing: PreprocessingOptions = field(default_factory=PreprocessingOptions)
     files: tuple[Path, ...] = ()
 
 
@@ -159,6 +164,8 @@ def plan_build(overrides: Overrides, folder: Path | None = None) -> Plan:
         android=file.android,
         out=out,
         seed=file.seed,
+        labels=file.labels,
+        preprocessing=file.preprocessing,
         files=tuple(path for path in (recipe_file, target_file(target_name)) if path is not None),
     )
 

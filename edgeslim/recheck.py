@@ -28,7 +28,13 @@ from edgeslim.packaging.manifest import Manifest
 from edgeslim.packaging.unpack import Package, unpack_package
 from edgeslim.pipeline import check_cost, export_reference
 from edgeslim.project import AndroidOptions, Plan
-from edgeslim.recheck_inputs import data_options, evaluation_samples, example_feed, manifest_task
+from edgeslim.recheck_inputs import (
+    data_options,
+    evaluation_samples,
+    example_feed,
+    manifest_task,
+    preprocessing_options,
+)
 from edgeslim.recipe import Recipe
 from edgeslim.session import OrtRunner, open_runner, runtime_version
 from edgeslim.source import resolve_source
@@ -200,7 +206,7 @@ def _check_model(
             raise AssertionError("a task whose code is needed is loaded where there is a reference")
         reference, example = _export(options.reference, task, target, manifest, options, work, progress)
     tokenizer = None if manifest.tokenizer is None else package.folder / manifest.tokenizer.folder
-    samples = evaluation_samples(manifest, options.data, tokenizer, runner.inputs, example)
+    samples = evaluation_samples(manifest, task, options.data, tokenizer, runner.inputs, example)
     notes += samples.notes
     where = f"host, {sum(batch.rows for batch in samples.evaluation)} samples"
     progress.step("checks")
@@ -279,6 +285,7 @@ def _export(
         android=AndroidOptions(),
         out=work / "out",
         seed=0 if manifest.calibration is None else manifest.calibration.seed,
+        preprocessing=preprocessing_options(task),
     )
     folder, samples = export_reference(source, task, plan, Steps(work, None, versions(), progress))
     return folder / graph.MODEL_NAME, samples.evaluation[0].feed

@@ -18,14 +18,15 @@ from edgeslim.data import load_examples
 from edgeslim.encoding import encode_examples, load_tokenizer
 from edgeslim.errors import BadInputError
 from edgeslim.fields import parse_fields
+from edgeslim.images import PIXELS, load_pixels
 from edgeslim.packaging.manifest import Manifest
+from edgeslim.preprocessing import Preprocessing, PreprocessingOptions
 from edgeslim.samples import DataOptions, Samples, hash_batches, load_samples
 
-__all__ = ["data_options", "evaluation_samples", "example_feed", "manifest_task"]
+__all__ = ["data_options", "evaluation_samples", "example_feed", "manifest_task", "preprocessing_options"]
 
 EXAMPLE_LENGTH = 128
 MAX_EXAMPLE_VALUES = 1 << 26
-_TEXT = (".txt", ".csv", ".jsonl", ".parquet")
 _TYPES = {"float": "float32", "double": "float64", "int8": "int8", "uint8": "uint8", "bool": "bool"}
 
 
@@ -62,7 +63,12 @@ def data_options(manifest: Manifest, data: str | None) -> DataOptions:
 
 
 def evaluation_samples(
-    manifest: Manifest, data: str | None, tokenizer: Path | None, names: Sequence[str], example: Feed | None
+    manifest: Manifest,
+    task: Task | None,
+    data: str | None,
+    tokenizer: Path | None,
+    names: Sequence[str],
+    example: Feed | None,
 ) -> Samples:
     """What the package is evaluated on: all of ``data``, but no sample that the manifest says it was calibrated on.
 
@@ -75,6 +81,7 @@ def evaluation_samples(
     labels = manifest.task.get("labels")
     table = {str(name): index for index, name in enumerate(labels)} if isinstance(labels, list) and labels else None
     options = data_options(manifest, data)
+    preprocessing = task.preprocessing if isinstance(task, tasks.ImageClassification) else None
     entry = manifest.calibration
 
     def split() -> Samples:
@@ -86,14 +93,17 @@ def evaluation_samples(
             labels=table,
             example=None if tokenizer else example,
             seed=entry.seed if entry else 0,
+            preprocessing=preprocessing,
         )
 
     if data is None:
         what = "on English that Python brings" if tokenizer else "on one made-up input"
         return dataclasses.replace(split(), notes=(f"no data given: run {what} (--data FILE)",))
-    whole = _load_whole(Path(data), options, tokenizer, names, table)
-    if whole is None:
-        return split()
+    path = Path(data)
+    if preprocessing is not None and path.suffix != ".npz":
+        whole = _load_pictures(path, preprocessing, names, table)
+    else:
+        whole = _load_whole(path, options, tokenizer, names, table)
     if entry is not None:
         with contextlib.suppress(BadInputError):  # too few samples to split are no reason to refuse them
             samples = split()
@@ -129,23 +139,46 @@ def example_feed(manifest: Manifest) -> Feed | None:
     return feed or None
 
 
+def preprocessing_options(task: Task) -> PreprocessingOptions:
+    """What a project file would say for a build of the same package."""
+    table = task.preprocessing if isinstance(task, tasks.ImageClassification) else None
+    return PreprocessingOptions() if table is None else PreprocessingOptions(**dataclasses.asdict(table))
+
+
+def _load_pictures(
+    path: Path, preprocessing: Preprocessing, names: Sequence[str], labels: Mapping[str, int] | None
+) -> tuple[Batch, ...]:
+    if len(names) != 1:
+        raise BadInputError(
+            "--data",
+            "pictures, and a model with the inputs " + ", ".join(names),
+            expected="an .npz file with one array a model input",
+        )
+    pixels = load_pixels(path, preprocessing, labels=labels)
+    return tuple(
+        Batch(
+            feed={names[0]: preprocessing.normalize(pixels.inputs[PIXELS][row : row + 1])},
+            rows=1,
+            labels=tuple(pixels.labels[row : row + 1]),
+        )
+        for row in range(pixels.rows)
+    )
+
+
 def _load_whole(
     path: Path,
     options: DataOptions,
     tokenizer: Path | None,
     names: Sequence[str],
     labels: Mapping[str, int] | None,
-) -> tuple[Batch, ...] | None:
-    """All samples of a file; ``None`` for a kind that can only be split."""
+) -> tuple[Batch, ...]:
     if path.suffix == ".npz":
         return batch_arrays(load_arrays(path), names)
-    if tokenizer is None and path.suffix in _TEXT:
+    if tokenizer is None:
         raise BadInputError(
             "--data",
             f"{path.name}, and the package has no tokenizer",
             expected="an .npz file with one array a model input: " + ", ".join(names),
         )
-    if tokenizer is None or path.is_dir():
-        return None
     loaded = load_tokenizer(tokenizer)
     return encode_examples(load_examples(path), loaded, names, max_length=options.max_length, labels=labels)

@@ -55,6 +55,7 @@ class Samples:
 
     Then there was too little data to measure quality with, and a budget for it stays unjudged; ``notes`` say so to the
     reader of a report. ``padded`` is one batch of the shortest and the longest text, where the tokenizer can pad.
+    ``preprocessing`` is what was done to pictures, or what is said to have been done to arrays.
     """
 
     calibration: tuple[Batch, ...]
@@ -62,6 +63,7 @@ class Samples:
     padded: tuple[Batch, ...] = ()
     judged: bool = True
     notes: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
 
     def restricted(self, names: Sequence[str]) -> Samples:
         """The same samples with the inputs ``names`` alone."""
@@ -97,7 +99,7 @@ def load_samples(
     """
     files = [base / name for name in (options.file, options.calibration, options.evaluation) if name is not None]
     if any(path.suffix == ".npz" for path in files):
-        return _from_arrays(options, base, input_names, seed)
+        return replace(_from_arrays(options, base, input_names, seed), preprocessing=preprocessing)
     if files and preprocessing is not None:
         return _from_pictures(options, base, input_names, labels, seed, preprocessing)
     if not files and example is not None:
@@ -245,7 +247,11 @@ def _from_pictures(
             for row in range(arrays.rows)
         )
 
-    return Samples(calibration=batches(calibration, ()), evaluation=batches(evaluation, evaluation.labels))
+    return Samples(
+        calibration=batches(calibration, ()),
+        evaluation=batches(evaluation, evaluation.labels),
+        preprocessing=preprocessing,
+    )
 
 
 def _words(example: Example) -> str:

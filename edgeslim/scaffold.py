@@ -74,6 +74,8 @@ def make_scaffold(model: str | None, target: str | None, folder: Path) -> Scaffo
     notes = []
     if look.arrays:
         notes.append(f"{look.arrays} has an array for each input: it calibrates and evaluates")
+    elif look.task == "image-classification":
+        notes.append("a build needs data: name a folder of pictures under [data]")
     elif source.kind == "onnx" and source.tokenizer is None:
         notes.append(
             "a build needs data: name an .npz under [data], one array a model input: " + ", ".join(look.inputs)
@@ -201,6 +203,7 @@ def _render(look: _Look, profile: TargetProfile, target: str) -> str:
     task = look.task or "feature-extraction"
     about_task = "from its config" if look.task else "a guess, since own code isn't run"
     data = "samples.npz" if look.source.tokenizer is None and "input_ids" not in look.inputs else "texts.txt"
+    data = "pictures" if task == "image-classification" else data
     steps = ", ".join(str(step.get("use")) for step in profile.steps) or "none"
     return f"""\
 # What `edgeslim build` reads in this folder. Paths are relative to this file; options on the command line go first.
@@ -223,9 +226,12 @@ name = {_quote(name)}
 # out = {_quote(f"out/{profile.name}")}
 # Decides how data is split, and whatever else is drawn
 # seed = 0
+# The classes in the order of the logits, where the model's config doesn't name them
+# labels = ["no", "yes"]
 
 [data]
-# Samples: .txt (a line each), .csv, .jsonl or .parquet with a text column, .npz with an array a model input.
+# Samples: .txt (a line each), .csv, .jsonl or .parquet with a text column, .npz with an array a model input, or a
+# folder of pictures, a folder a class.
 # One file is split in two: some calibrate, the rest evaluates ...
 {"" if look.arrays else "# "}file = {_quote(look.arrays or data)}
 # ... or name two files that share no sample
@@ -238,6 +244,28 @@ name = {_quote(name)}
 {"# " if length == MAX_LENGTH else ""}max_length = {length}
 # How many samples of a split file calibrate
 # calibration_samples = 128
+
+[preprocessing]
+# For pictures: what an app does to one before it gives it to the model. What isn't said here is taken from the model's
+# preprocessor_config.json, then from the shape of its input.
+# Height and width
+# size = [224, 224]
+# "stretch" to that size, "crop" the middle after resizing, or "none": pictures of another size are refused
+# mode = "stretch"
+# With mode = "crop": what the shorter edge becomes before the middle is cut out
+# shortest_edge = 256
+# Between pixels: nearest, lanczos, bilinear, bicubic, box, hamming
+# resample = "bilinear"
+# "rgb" or "gray"
+# channels = "rgb"
+# The input is (pixel * scale - mean) / std, with a mean and a std for each channel, or one for all
+# scale = 0.00392156862745098
+# mean = [0.485, 0.456, 0.406]
+# std = [0.229, 0.224, 0.225]
+# "nchw" (channels first) or "nhwc"
+# layout = "nchw"
+# "float32", or "uint8" for plain pixels
+# dtype = "float32"
 
 [budget]
 # A build that misses one of these writes no package.

@@ -85,7 +85,7 @@ def resolve_source(model: str, *, base: Path = Path(), tokenizer: str | None = N
     )
 
 
-def load_huggingface(source: Source, *, classifier: bool) -> nn.Module:
+def load_huggingface(source: Source, *, classifier: bool, images: bool = False) -> nn.Module:
     """Loads the float model of a Hugging Face folder in eval mode, from safetensors only.
 
     Raises:
@@ -96,6 +96,7 @@ def load_huggingface(source: Source, *, classifier: bool) -> nn.Module:
     from safetensors import SafetensorError
 
     loader = transformers.AutoModelForSequenceClassification if classifier else transformers.AutoModel
+    loader = transformers.AutoModelForImageClassification if images else loader
     try:
         # Eager attention exports to plain operators; the other forms bring masks that older runtimes don't know.
         with _quiet_transformers():
@@ -115,14 +116,14 @@ def load_huggingface(source: Source, *, classifier: bool) -> nn.Module:
             hint="pickled .bin checkpoints are refused: convert them to safetensors",
         ) from error
     # transformers fills what a checkpoint lacks with random numbers. Only the pooler does no harm: nothing reads it.
-    missing = sorted(name for name in loaded["missing_keys"] if classifier or not name.startswith("pooler."))
+    missing = sorted(name for name in loaded["missing_keys"] if classifier or images or not name.startswith("pooler."))
     if missing:
         raise BadInputError(
             source.spec,
             f"the checkpoint lacks {len(missing)} weights, the first is {missing[0]}",
             expected=f"all weights of {type(module).__name__}",
             hint="an encoder without a trained classifier can't classify: task = feature-extraction"
-            if classifier
+            if classifier or images
             else "",
         )
     module.eval()

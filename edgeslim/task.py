@@ -33,6 +33,7 @@ from edgeslim.pooling import Pooling
 from edgeslim.preprocessing import Preprocessing
 
 __all__ = [
+    "Classification",
     "FeatureExtraction",
     "ImageClassification",
     "TextClassification",

@@ -173,11 +173,11 @@ def _read_part(path: Path, offset: int, length: int) -> Chunks:
             stream.seek(offset)
             left = length
             while left:
-                chunk = stream.read(min(CHUNK_BYTES, left))
-                if not chunk:
-                    raise BadInputError(
-                        str(path), f"ends {left:,} bytes too early", expected="a file that stays as it is"
-                    )
+                wanted = min(CHUNK_BYTES, left)
+                chunk = stream.read(wanted)
+                if len(chunk) < wanted:
+                    got = f"ends {left - len(chunk):,} bytes too early"
+                    raise BadInputError(str(path), got, expected="a file that stays as it is")
                 left -= len(chunk)
                 yield chunk
 

@@ -18,6 +18,8 @@ from edgeslim.folders import claimed_folder, remove_abandoned, uninterrupted
 
 __all__ = ["publish", "scratch_folder"]
 
+_REPORTS = {".html": 1, ".json": 2}
+"""Suffixes of the files that go last."""
 _PREFIX = ".edgeslim-build-"
 
 
@@ -60,7 +62,7 @@ def publish(ready: Path, out: Path) -> None:
         OSError: a folder can't be made; then nothing was renamed.
     """
     files = [path for path in ready.rglob("*") if path.is_file()]
-    files.sort(key=lambda path: (len(path.parts), path.suffix == ".json", path))
+    files.sort(key=lambda path: (len(path.parts), _REPORTS.get(path.suffix, 0), path))
     with uninterrupted():
         for path in files:
             (out / path.relative_to(ready)).parent.mkdir(parents=True, exist_ok=True)

@@ -352,7 +352,8 @@ def test_an_android_package_and_its_maven_repository(encoder: Built) -> None:
 
 def test_a_board_of_ones_own_takes_a_tarball(encoder_by_torch: Built) -> None:
     assert encoder_by_torch.package == encoder_by_torch.out / "by-torch.tar.gz"
-    assert sorted(path.name for path in encoder_by_torch.out.iterdir()) == ["by-torch.tar.gz", "report.json"]
+    names = sorted(path.name for path in encoder_by_torch.out.iterdir())
+    assert names == ["by-torch.tar.gz", "report.html", "report.json"]
     assert encoder_by_torch.report.target == "board"
     assert encoder_by_torch.manifest()["min_sdk"] is None
 
@@ -435,7 +436,8 @@ def test_a_project_in_a_folder(project: Path, tmp_path: Path, monkeypatch: pytes
     with quick():
         report = edgeslim.build(folder=project)
     after = listing(project)
-    assert {name for name in after if name not in before} == {"made", "made/my-net.tar.gz", "made/report.json"}
+    made = {"made", "made/my-net.tar.gz", "made/report.html", "made/report.json"}
+    assert {name for name in after if name not in before} == made
     assert {name: after[name] for name in before} == before
     assert list(elsewhere.iterdir()) == []
     assert report.artifact.path == str(project / "made" / "my-net.tar.gz")
@@ -503,7 +505,7 @@ def test_other_files_in_the_output_folder_stay(project: Path) -> None:
     assert after["mine.txt"] == b"mine"
     assert after["deep/mine.txt"] == b"mine too"
     assert len(after["my-net.tar.gz"] or b"") == report.artifact.bytes
-    assert set(after) == {"deep", "deep/mine.txt", "mine.txt", "my-net.tar.gz", "report.json"}
+    assert set(after) == {"deep", "deep/mine.txt", "mine.txt", "my-net.tar.gz", "report.html", "report.json"}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 
 from edgeslim.core import Batch, Feed, Quiet, Runner, Task
 from edgeslim.errors import BadInputError, EdgeslimError, UsageError
-from edgeslim.task import FeatureExtraction, TextClassification, resolve_task
+from edgeslim.preprocessing import Preprocessing
+from edgeslim.task import FeatureExtraction, ImageClassification, TextClassification, resolve_task
 
 Item = TypeVar("Item")
 
@@ -209,6 +210,9 @@ def test_resolve_task_by_name_and_by_config() -> None:
     for config in (None, {}, {"architectures": None}, {"architectures": []}):
         assert resolve_task(None, config=config) == FeatureExtraction()
     assert resolve_task("text-classification") == TextClassification()
+    images = {"architectures": ["ViTForImageClassification"], "id2label": {"0": "cat", "1": "dog"}}
+    assert resolve_task(None, config=images) == ImageClassification(labels=("cat", "dog"))
+    assert resolve_task("image-classification", labels=["a", "b"]) == ImageClassification(labels=("a", "b"))
     assert resolve_task("statistics:mean").name == "statistics:mean"
 
 
@@ -235,4 +239,11 @@ def test_manifests() -> None:
         "normalize": True,
         "output": None,
     }
+    preprocessing = Preprocessing(size=(4, 4))
+    assert ImageClassification(labels=("a",), preprocessing=preprocessing).manifest() == {
+        "task": "image-classification",
+        "labels": ["a"],
+        "preprocessing": preprocessing.manifest(),
+    }
+    assert ImageClassification().manifest()["preprocessing"] is None
     assert TextClassification(labels=("a", "b")).manifest() == {"task": "text-classification", "labels": ["a", "b"]}

@@ -15,7 +15,7 @@ def check(
     package: Annotated[str, typer.Argument(help="An .aar or a .tar.gz that edgeslim built.")],
     *,
     data: Annotated[
-        str | None, typer.Option(help="Samples (.txt, .csv, .jsonl, .npz), with labels where there are any.")
+        str | None, typer.Option(help="Samples, as a build takes them; with labels, accuracy is told.")
     ] = None,
     target: Annotated[
         str | None, typer.Option(help="Check for this target instead of the one that it was built for.")

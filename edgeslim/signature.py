@@ -1,0 +1,47 @@
+"""What a model takes, told before it is exported: from the graph, from example inputs, or from its configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgeslim.encoding import load_tokenizer
+from edgeslim.session import open_runner
+from edgeslim.source import OwnModel, Source
+
+__all__ = ["InputSpec", "source_inputs"]
+
+_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """An input; ``shape`` has ``None`` for a free dimension, and is empty where nobody says it."""
+
+    name: str
+    shape: tuple[int | None, ...] = ()
+    dtype: str = ""
+
+
+def source_inputs(source: Source, own: OwnModel | None, *, images: bool) -> tuple[InputSpec, ...]:
+    """The inputs of a source, in its order; ``images`` says that a Hugging Face model takes pictures.
+
+    Raises:
+        BadInputError: ONNX Runtime can't open the graph, or the tokenizer doesn't load.
+    """
+    if own is not None:
+        arrays = {name: value.numpy() for name, value in own.inputs.items()}
+        return tuple(InputSpec(name=name, shape=value.shape, dtype=str(value.dtype)) for name, value in arrays.items())
+    if source.kind == "onnx" and source.path is not None:
+        return tuple(_from_graph(item) for item in open_runner(source.path).signature()["inputs"])
+    if images:
+        depth = source.config.get("num_channels", 3)
+        return (InputSpec(name="pixel_values", shape=(None, int(depth), None, None), dtype="float32"),)
+    names = load_tokenizer(source.tokenizer).model_input_names if source.tokenizer else ("input_ids",)
+    return tuple(InputSpec(name=name, shape=(None, None), dtype="int64") for name in names)
+
+
+def _from_graph(item: dict[str, object]) -> InputSpec:
+    shape = item["shape"]
+    assert isinstance(shape, list)
+    kind = str(item["type"])
+    return InputSpec(name=str(item["name"]), shape=tuple(shape), dtype=_TYPES.get(kind, kind))
