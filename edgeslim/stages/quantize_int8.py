@@ -10,6 +10,10 @@ Two graph forms (the target's profile picks, ``form`` overrides)::
     integer:  x -> QuantizeLinear -> MatMulIntegerToFloat(int8 weight, scales, bias) -> float
     qdq:      x -> QuantizeLinear -> DequantizeLinear -> MatMul(DequantizeLinear(int8 weight)) -> float
 
+A Conv is another matter: its int8 kernel gives uint8, and pictures have no such tokens. So its output is quantized too,
+and a chain of convolutions stays in uint8 from end to end (``edgeslim.int8_convs``). One whose output loses more than
+``max_output_error`` of its energy that way stays float, and is named among the skipped.
+
 Embedding tables stay int8 at run time, a scale a row: ``Gather(int8) -> Cast -> Mul(Gather(scale))``. The usual
 ``DequantizeLinear -> Gather`` would dequantize the whole table at every run.
 
@@ -19,32 +23,31 @@ Method: Jacob et al. 2018, arXiv 1712.05877; calibration as in ``edgeslim.numeri
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from edgeslim.core import Context, StepResult
 from edgeslim.errors import BadInputError
 from edgeslim.graph import constant_array, save_graph
+from edgeslim.int8_convs import Conv, conv_obstacle, find_conv, guard_float, write_conv
+from edgeslim.int8_forms import MICROSOFT, Int8Writer, Linear, Table, attribute, find_linear
 from edgeslim.numerics import (
     Affine,
     Calibration,
     Histogram,
-    QuantizedWeight,
     activation_affine,
     choose_range,
+    quantization_error,
     quantize_weight,
 )
 from edgeslim.session import OrtRunner, open_runner
 
 __all__ = ["QuantizeInt8"]
-
-MICROSOFT = "com.microsoft"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +55,9 @@ class QuantizeInt8:
     """Static int8. ``keep_float`` are patterns of node names (``*`` allowed) that are left alone.
 
     ``method`` chooses activation ranges; ``percentile`` counts for that method only. Weights below ``min_elements``
-    stay float. ``activation`` affine lets the zero point follow the data, symmetric fixes it at 128; ``weight``
-    affine gives each channel a zero point.
+    stay float, but for a Conv's: a float one between two in int8 costs two conversions. ``activation`` affine lets the
+    zero point follow the data, symmetric fixes it at 128; ``weight`` affine gives each channel of a MatMul a zero
+    point. A Conv stays float if uint8 would cost its output more than ``max_output_error`` of its energy.
     """
 
     level: ClassVar[Literal["torch", "graph"]] = "graph"
@@ -65,6 +69,8 @@ class QuantizeInt8:
     weight: Literal["symmetric", "affine"] = "symmetric"
     form: Literal["target", "integer", "qdq"] = "target"
     embeddings: bool = True
+    convolutions: bool = True
+    max_output_error: float = 0.01
     min_elements: int = 1024
     keep_float: tuple[str, ...] = ()
 
@@ -73,6 +79,8 @@ class QuantizeInt8:
             raise ValueError(f"percentile: {self.percentile}, expected more than 50 and at most 100")
         if self.min_elements < 1:
             raise ValueError(f"min_elements: {self.min_elements}, expected at least 1")
+        if not 0 < self.max_output_error <= 1:
+            raise ValueError(f"max_output_error: {self.max_output_error}, expected more than 0 and at most 1")
 
     def run(self, model: ir.Model, ctx: Context) -> StepResult[ir.Model]:
         """Quantizes ``model`` in place.
@@ -82,48 +90,57 @@ class QuantizeInt8:
         """
         skipped: dict[str, str] = {}
         linears = list(self._linears(model.graph, skipped))
+        convs = list(self._convs(model.graph, skipped))
         tables = list(self._tables(model.graph, skipped)) if self.embeddings else []
-        ranges = self._calibrate(model, linears, ctx)
-        writer = _Writer(model.graph, integer=self._integer(ctx))
+        histograms = self._observe(model, linears, convs, ctx)
+        ranges = {name: self._affine(histogram) for name, histogram in histograms.items()}
+        convs = self._leave_lossy(convs, histograms, ranges, skipped)
+        writer = Int8Writer(model.graph, integer=self._integer(ctx))
         for linear in ctx.progress.track(linears, "quantizing weights"):
             axis = 1 if self.per_channel else None
             weight = quantize_weight(linear.weight, axis=axis, symmetric=self.weight == "symmetric")
             writer.write_linear(linear, weight, ranges[linear.source_name])
+        for conv in convs:
+            output = ranges[conv.output.name or ""]
+            write_conv(writer, conv, ranges[conv.source_name], output, per_channel=self.per_channel)
+        guard_float(model.graph)
         for table in tables:
             writer.write_table(table)
         if linears and writer.integer:
             model.graph.opset_imports.setdefault(MICROSOFT, 1)
         passes.RemoveUnusedNodesPass()(model)
         passes.TopologicalSortPass()(model)
+        weights = [item.weight for group in (linears, convs, tables) for item in group]
         metrics = {
             "linear_layers": float(len(linears)),
+            "conv_layers": float(len(convs)),
             "embedding_tables": float(len(tables)),
-            "int8_weights": float(sum(s.weight.size for s in linears) + sum(t.weight.size for t in tables)),
+            "int8_weights": float(sum(weight.size for weight in weights)),
             "calibration_samples": float(sum(batch.rows for batch in ctx.calibration)),
         }
-        return StepResult(model=model, changed=len(linears) + len(tables), skipped=skipped, metrics=metrics)
+        return StepResult(
+            model=model, changed=len(linears) + len(convs) + len(tables), skipped=skipped, metrics=metrics
+        )
 
     def _integer(self, ctx: Context) -> bool:
         form = ctx.target.runtime.int8_form if self.form == "target" else self.form
         return form == "integer"
 
-    def _linears(self, graph: ir.Graph, skipped: dict[str, str]) -> Iterator[_Linear]:
+    def _linears(self, graph: ir.Graph, skipped: dict[str, str]) -> Iterator[Linear]:
         for node in graph:
-            if node.domain not in ("", "ai.onnx") or node.op_type not in ("MatMul", "Gemm", "Conv"):
+            if node.domain not in ("", "ai.onnx") or node.op_type not in ("MatMul", "Gemm"):
                 continue
             name = node.name or node.outputs[0].name or node.op_type
             reason = self._obstacle(node, name)
             if reason:
                 skipped[name] = reason
             else:
-                yield _linear(node, name)
+                yield find_linear(node, name)
 
     def _obstacle(self, node: ir.Node, name: str) -> str:
         """Why a node is left in float, or an empty string."""
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.keep_float):
             return "kept float by the recipe"
-        if node.op_type == "Conv":
-            return "convolutions are not quantized by this stage yet"
         weight = constant_array(node.inputs[1])
         if weight is None:
             return "both operands are computed: there is no weight"
@@ -134,19 +151,53 @@ class QuantizeInt8:
         if weight.size < self.min_elements:
             return f"its weight has {weight.size} elements, fewer than min_elements = {self.min_elements}"
         if node.op_type == "Gemm":
-            plain = all(_attribute(node, key, 1.0) == 1.0 for key in ("alpha", "beta"))
+            plain = all(attribute(node, key, 1.0) == 1.0 for key in ("alpha", "beta"))
             bias = node.inputs[2] if len(node.inputs) > 2 else None
             fitting = bias is None or getattr(constant_array(bias), "ndim", 0) == 1
-            if not plain or _attribute(node, "transA", 0) or not fitting:
+            if not plain or attribute(node, "transA", 0) or not fitting:
                 return "a Gemm with alpha, beta, transA or a bias that isn't constant"
         return ""
 
-    def _tables(self, graph: ir.Graph, skipped: dict[str, str]) -> Iterator[_Table]:
+    def _convs(self, graph: ir.Graph, skipped: dict[str, str]) -> Iterator[Conv]:
+        for node in graph:
+            if node.domain not in ("", "ai.onnx") or node.op_type != "Conv":
+                continue
+            name = node.name or node.outputs[0].name or node.op_type
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.keep_float) or not self.convolutions:
+                skipped[name] = "kept float by the recipe"
+            elif reason := conv_obstacle(node):
+                skipped[name] = reason
+            else:
+                yield self._fold(find_conv(node, name))
+
+    def _fold(self, conv: Conv) -> Conv:
+        """Without its activation where a symmetric scale, which has a negative half, can't stand in for it."""
+        return replace(conv, activation=None) if self.activation == "symmetric" else conv
+
+    def _leave_lossy(
+        self,
+        convs: Sequence[Conv],
+        histograms: Mapping[str, Histogram],
+        ranges: Mapping[str, Affine],
+        skipped: dict[str, str],
+    ) -> list[Conv]:
+        """The convolutions whose outputs survive uint8; the others are told among the ``skipped``."""
+        kept = []
+        for conv in convs:
+            name = conv.output.name or ""
+            lost = quantization_error(histograms[name], ranges[name])
+            if lost > self.max_output_error:
+                skipped[conv.name] = f"its output in uint8 would lose {lost:.3f} of its energy"
+            else:
+                kept.append(conv)
+        return kept
+
+    def _tables(self, graph: ir.Graph, skipped: dict[str, str]) -> Iterator[Table]:
         for node in graph:
             if node.op_type != "Gather" or node.domain not in ("", "ai.onnx"):
                 continue
             weight = constant_array(node.inputs[0])
-            if weight is None or weight.dtype != np.float32 or weight.ndim != 2 or _attribute(node, "axis", 0) != 0:
+            if weight is None or weight.dtype != np.float32 or weight.ndim != 2 or attribute(node, "axis", 0) != 0:
                 continue  # shape arithmetic, not an embedding
             name = node.name or node.outputs[0].name or node.op_type
             if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.keep_float):
@@ -154,156 +205,40 @@ class QuantizeInt8:
             elif weight.size < self.min_elements:
                 skipped[name] = f"its table has {weight.size} elements, fewer than min_elements = {self.min_elements}"
             else:
-                yield _Table(node=node, name=name, weight=weight)
+                yield Table(node=node, name=name, weight=weight)
 
-    def _calibrate(self, model: ir.Model, linears: list[_Linear], ctx: Context) -> dict[str, Affine]:
-        histograms = {linear.source_name: Histogram() for linear in linears}
+    def _observe(
+        self, model: ir.Model, linears: Sequence[Linear], convs: Sequence[Conv], ctx: Context
+    ) -> dict[str, Histogram]:
+        """What the values to be quantized are on calibration data, by their names in the float graph."""
+        values = {linear.source_name: linear.source for linear in linears}
+        values |= {conv.source_name: conv.source for conv in convs}
+        values |= {conv.output.name or "": conv.output for conv in convs}
+        histograms = {name: Histogram() for name in values}
         if not histograms:
             return {}
         if not ctx.calibration:
             raise BadInputError(
                 "quantize_int8", "no calibration data", expected="at least one sample", hint="--data FILE"
             )
-        runner = _open_probe(model, [linear.source for linear in linears], ctx)
+        runner = _open_probe(model, list(values.values()), ctx)
         for batch in ctx.progress.track(ctx.calibration, "calibrating"):
-            values = {**batch.feed, **runner(batch.feed)}
+            seen = {**batch.feed, **runner(batch.feed)}
             for name, histogram in histograms.items():
                 try:
-                    histogram.update(values[name])
+                    histogram.update(seen[name])
                 except ValueError as error:
                     raise BadInputError(
                         f"quantize_int8: activation {name}",
                         str(error),
                         expected="finite activations on calibration data",
                     ) from error
+        return histograms
+
+    def _affine(self, histogram: Histogram) -> Affine:
         symmetric = self.activation == "symmetric"
-        ranges = {
-            name: choose_range(histogram, self.method, symmetric=symmetric, percentile=self.percentile)
-            for name, histogram in histograms.items()
-        }
-        return {name: activation_affine(low, high, symmetric=symmetric) for name, (low, high) in ranges.items()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Linear:
-    """A MatMul or Gemm: ``weight`` float32 [in, out]; ``nodes`` are replaced, ``output`` is what they make.
-
-    ``source_name`` names the input as it was in the float graph, and so its range; ``source`` is what feeds it now.
-    """
-
-    name: str
-    nodes: tuple[ir.Node, ...]
-    source_name: str
-    weight: npt.NDArray[np.float32]
-    bias: npt.NDArray[np.float32] | None
-    output: ir.Value
-
-    @property
-    def source(self) -> ir.Value:
-        value = self.nodes[0].inputs[0]
-        assert value is not None
-        return value
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Table:
-    """An embedding: Gather along axis 0 of ``weight`` float32 [rows, width]."""
-
-    node: ir.Node
-    name: str
-    weight: npt.NDArray[np.float32]
-
-
-def _linear(node: ir.Node, name: str) -> _Linear:
-    weight = constant_array(node.inputs[1])
-    assert weight is not None
-    source_name = getattr(node.inputs[0], "name", None) or ""
-    if node.op_type == "Gemm":
-        bias = constant_array(node.inputs[2]) if len(node.inputs) > 2 else None
-        oriented = weight.T if _attribute(node, "transB", 0) else weight
-        return _Linear(
-            name=name, nodes=(node,), source_name=source_name, weight=oriented, bias=bias, output=node.outputs[0]
-        )
-    output = node.outputs[0]
-    uses = list(output.uses())
-    if len(uses) == 1 and not output.is_graph_output() and uses[0].node.op_type == "Add":
-        addition = uses[0].node
-        bias = constant_array(addition.inputs[1 - uses[0].idx])
-        if bias is not None and bias.shape == (weight.shape[1],):
-            nodes = (node, addition)
-            return _Linear(
-                name=name, nodes=nodes, source_name=source_name, weight=weight, bias=bias, output=addition.outputs[0]
-            )
-    return _Linear(name=name, nodes=(node,), source_name=source_name, weight=weight, bias=None, output=output)
-
-
-class _Writer:
-    """Replaces float nodes by int8 ones; weights and quantized inputs that several nodes share are written once."""
-
-    def __init__(self, graph: ir.Graph, *, integer: bool) -> None:
-        self.graph = graph
-        self.integer = integer
-        self._sources: dict[str, tuple[ir.Value, ir.Value, ir.Value]] = {}
-
-    def write_linear(self, linear: _Linear, weight: QuantizedWeight, affine: Affine) -> None:
-        name = linear.name
-        nodes: list[ir.Node] = []
-        quantized, scale, zero = self._quantized_source(linear, affine, nodes)
-        values = self._constant(f"{name}.weight_int8", weight.values)
-        scales = self._constant(f"{name}.weight_scale", weight.scale)
-        zeros = None if weight.zero_point is None else self._constant(f"{name}.weight_zero_point", weight.zero_point)
-        bias = None if linear.bias is None else self._constant(f"{name}.bias", linear.bias)
-        if self.integer:
-            inputs = [quantized, values, scale, scales, zero, zeros, bias]
-            while inputs[-1] is None:
-                inputs.pop()
-            nodes.append(ir.node("MatMulIntegerToFloat", inputs, domain=MICROSOFT, name=f"{name}.int8"))
-        else:
-            source = ir.node("DequantizeLinear", [quantized, scale, zero], name=f"{name}.input_dequantized")
-            operands = [values, scales] if zeros is None else [values, scales, zeros]
-            axis = {"axis": 1} if weight.scale.ndim else None
-            dequantized = ir.node("DequantizeLinear", operands, axis, name=f"{name}.weight_dequantized")
-            product = ir.node("MatMul", [source.outputs[0], dequantized.outputs[0]], name=f"{name}.int8")
-            nodes += [source, dequantized, product]
-            if bias is not None:
-                nodes.append(ir.node("Add", [product.outputs[0], bias], name=f"{name}.biased"))
-        self._replace(linear.nodes, nodes, linear.output)
-
-    def write_table(self, table: _Table) -> None:
-        weight = quantize_weight(table.weight, axis=0)
-        name, index = table.name, table.node.inputs[1]
-        values = self._constant(f"{name}.table_int8", weight.values)
-        scales = self._constant(f"{name}.table_scale", weight.scale.reshape(-1, 1))
-        rows = ir.node("Gather", [values, index], name=f"{name}.rows")
-        row_scales = ir.node("Gather", [scales, index], name=f"{name}.row_scales")
-        floats = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT}, name=f"{name}.float")
-        scaled = ir.node("Mul", [floats.outputs[0], row_scales.outputs[0]], name=f"{name}.scaled")
-        self._replace((table.node,), [rows, row_scales, floats, scaled], table.node.outputs[0])
-
-    def _quantized_source(
-        self, linear: _Linear, affine: Affine, nodes: list[ir.Node]
-    ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        key = linear.source_name
-        if key not in self._sources:
-            scale = self._constant(f"{key}.scale", np.float32(affine.scale))
-            zero = self._constant(f"{key}.zero_point", np.uint8(affine.zero_point))
-            node = ir.node("QuantizeLinear", [linear.source, scale, zero], name=f"{key}.quantized")
-            nodes.append(node)
-            self._sources[key] = (node.outputs[0], scale, zero)
-        return self._sources[key]
-
-    def _constant(self, name: str, array: npt.NDArray[np.generic] | np.generic) -> ir.Value:
-        if name in self.graph.initializers:
-            return self.graph.initializers[name]
-        value = ir.val(name, const_value=ir.tensor(np.ascontiguousarray(array).reshape(np.shape(array)), name=name))
-        self.graph.register_initializer(value)
-        return value
-
-    def _replace(self, old: tuple[ir.Node, ...], new: list[ir.Node], output: ir.Value) -> None:
-        result = new[-1].outputs[0]
-        result.type, result.shape, name = output.type, output.shape, output.name
-        ir.convenience.replace_nodes_and_values(self.graph, old[-1], old, new, [output], [result])
-        result.name = name
+        low, high = choose_range(histogram, self.method, symmetric=symmetric, percentile=self.percentile)
+        return activation_affine(low, high, symmetric=symmetric)
 
 
 def _open_probe(model: ir.Model, sources: list[ir.Value], ctx: Context) -> OrtRunner:
@@ -320,10 +255,3 @@ def _open_probe(model: ir.Model, sources: list[ir.Value], ctx: Context) -> OrtRu
     finally:
         del model.graph.outputs[len(kept) :]
     return open_runner(path)
-
-
-def _attribute(node: ir.Node, key: str, default: float) -> float:
-    attribute = node.attributes.get(key)
-    if attribute is None:
-        return default
-    return attribute.as_float() if attribute.type == ir.AttributeType.FLOAT else attribute.as_int()
