@@ -24,6 +24,7 @@ __all__ = [
     "QuantizedWeight",
     "activation_affine",
     "choose_range",
+    "quantization_error",
     "quantize_activation",
     "quantize_weight",
 ]
@@ -126,6 +127,17 @@ def activation_affine(low: float, high: float, *, symmetric: bool) -> Affine:
         scale = 1.0
     zero_point = 128 if symmetric else int(np.clip(np.rint(-low / scale), 0, 255))
     return Affine(scale=scale, zero_point=zero_point)
+
+
+def quantization_error(histogram: Histogram, affine: Affine) -> float:
+    """The share of the values' energy that uint8 by ``affine`` loses: 0 for none, and for nothing but zeros."""
+    if histogram.limit == 0.0:
+        return 0.0
+    centers = histogram.centers()
+    integers = np.clip(np.rint(centers / affine.scale) + affine.zero_point, 0, 255)
+    lost = (centers - (integers - affine.zero_point) * affine.scale) ** 2
+    energy = float(np.dot(histogram.counts, centers**2))
+    return float(np.dot(histogram.counts, lost)) / energy if energy else 0.0
 
 
 def quantize_activation(values: FloatArray, affine: Affine) -> npt.NDArray[np.uint8]:

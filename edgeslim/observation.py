@@ -6,7 +6,7 @@ channel, and a bounded, seeded choice of rows; a second one adds up the Hessian 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,13 +36,8 @@ class Observed:
         """The sampled rows, at most 512 and one a batch."""
         return np.concatenate(self.chosen)
 
-    def update(self, values: npt.NDArray[Any], count: int, random: np.random.Generator) -> None:
-        """Adds a tensor whose last axis is the channels, of which ``count`` rows are kept.
-
-        Raises:
-            ValueError: a value is NaN or infinite.
-        """
-        self.histogram.update(values)
+    def add_rows(self, values: npt.NDArray[Any], count: int, random: np.random.Generator) -> None:
+        """Adds a tensor whose last axis is the channels, of which ``count`` rows are kept."""
         flat = np.asarray(values, np.float32).reshape(-1, values.shape[-1])
         if not len(flat):
             return
@@ -52,9 +47,17 @@ class Observed:
 
 
 def observe(
-    run: Runner, names: Sequence[str], batches: Sequence[Batch], *, seed: int, progress: Progress
+    run: Runner,
+    names: Sequence[str],
+    batches: Sequence[Batch],
+    *,
+    rows: Collection[str],
+    seed: int,
+    progress: Progress,
 ) -> dict[str, Observed]:
     """Runs ``batches`` and keeps what is seen of the tensors ``names``, which ``run`` gives or takes.
+
+    Rows and channels are those of the last axis, and are kept for the tensors in ``rows`` alone.
 
     Raises:
         BadInputError: there are no batches, or a value isn't finite.
@@ -69,7 +72,9 @@ def observe(
         for name, observed in seen.items():
             try:
                 # Past the bound, batches no longer add rows: what came first is as good as what comes last.
-                observed.update(values[name], count if len(observed.chosen) < ROWS else 0, random)
+                observed.histogram.update(values[name])
+                if name in rows:
+                    observed.add_rows(values[name], count if len(observed.chosen) < ROWS else 0, random)
             except ValueError as error:
                 raise BadInputError(
                     f"calibration: activation {name}", str(error), expected="finite activations on calibration data"

@@ -9,21 +9,19 @@ and it is exported as a build exports it. Without it such limits stay unjudged.
 from __future__ import annotations
 
 import re
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from edgeslim import __version__, codec, graph
+from edgeslim import __version__, graph
 from edgeslim.checks.accuracy import check_accuracy
 from edgeslim.checks.operators import check_operators
+from edgeslim.checks.package import check_files, check_signature, check_weights
 from edgeslim.core import Artifact, ArtifactInfo, Batch, Feed, Finding, Progress, Quiet, Report, Runner, Task
 from edgeslim.errors import BadInputError, UsageError
 from edgeslim.inputs import versions
-from edgeslim.packaging.bundle import file_entry
 from edgeslim.packaging.manifest import Manifest
 from edgeslim.packaging.unpack import Package, unpack_package
 from edgeslim.pipeline import check_cost, export_reference
@@ -44,7 +42,6 @@ from edgeslim.units import parse_bytes, parse_ms
 
 __all__ = ["CheckOptions", "check_package"]
 
-MAX_DIFFERING_NAMED = 4
 _NO_REFERENCE = "the float model isn't in the package: --reference MODEL compares with it"
 
 
@@ -81,10 +78,10 @@ def check_package(options: CheckOptions, progress: Progress | None = None) -> Re
         package = unpack_package(path, work / "package")
         target = wanted or _target(package)
         notes: list[str] = []
-        findings = list(_check_files(package))
+        findings = list(check_files(package))
         if not _failed(findings):
             progress.step("decode")
-            findings += _check_weights(package)
+            findings += check_weights(package)
         if _failed(findings):
             notes.append("the package is damaged: nothing else was checked")
         else:
@@ -143,45 +140,6 @@ def _target(package: Package) -> TargetProfile:
     )
 
 
-def _check_files(package: Package) -> Iterator[Finding]:
-    """Every file against size and SHA-256 of the manifest, nothing missing and nothing more."""
-    listed = {name: entry for name, entry in package.manifest.files.items() if name != graph.WEIGHTS_NAME}
-    wrong = [f"{name} is missing" for name in sorted(set(listed) - set(package.names))]
-    wrong += [f"{name} isn't in the manifest" for name in sorted(set(package.names) - set(listed) - {"manifest.json"})]
-    for name in sorted(set(listed) & set(package.names)):
-        found, entry = file_entry(package.folder / name), listed[name]
-        if found["bytes"] != entry.bytes:
-            wrong.append(f"{name} has {found['bytes']:,} bytes instead of {entry.bytes:,}")
-        elif found["sha256"] != entry.sha256:
-            wrong.append(f"the SHA-256 of {name} is not {entry.sha256}")
-    note = _few(wrong) or f"{len(listed)} files as the manifest has them"
-    yield Finding.at_most("files", "wrong_files", len(wrong), "files", 0, package.path.name, note)
-
-
-def _check_weights(package: Package) -> Iterator[Finding]:
-    """Decodes ``weights.esz`` beside the model; the result must be what the manifest promises."""
-    promised = package.manifest.files[graph.WEIGHTS_NAME]
-    packed, weights = package.folder / "weights.esz", package.folder / graph.WEIGHTS_NAME
-    where = f"{packed.name} decoded, beside the manifest"
-    free = shutil.disk_usage(package.folder).free
-    if promised.bytes > free:
-        raise BadInputError(
-            str(package.folder), f"{free:,} bytes are free", expected=f"room for {promised.bytes:,} bytes of weights"
-        )
-    note = ""
-    try:
-        decoded = codec.read_index(packed).decoded_bytes
-        if decoded == promised.bytes:
-            codec.decode_file(packed, weights)
-        else:
-            note = f"it holds {decoded:,} bytes instead of {promised.bytes:,}"
-    except BadInputError as error:
-        note = f"it can't be decoded: {error.got}"
-    right = not note and file_entry(weights) == {"bytes": promised.bytes, "sha256": promised.sha256}
-    note = note or f"SHA-256 {'' if right else 'is not '}{promised.sha256}"
-    yield Finding.at_most("lossless", "differing_hashes", 0 if right else 1, "hashes", 0, where, note)
-
-
 def _check_model(
     package: Package,
     target: TargetProfile,
@@ -196,7 +154,11 @@ def _check_model(
     model = package.folder / graph.MODEL_NAME
     graph.load_graph(model)  # refuses external data outside the package, before a runtime follows it
     runner = open_runner(model)
-    yield _check_signature(runner.signature(), manifest)
+    signature = check_signature(runner.signature(), manifest)
+    yield signature
+    if _failed([signature]):
+        notes.append("the model isn't the one that the manifest describes: nothing else was checked")
+        return
     yield from check_operators(model, target)
     task = manifest_task(manifest, str(package.path), custom=options.reference is not None)
     reference: Path | None = None
@@ -205,17 +167,17 @@ def _check_model(
         if task is None:
             raise AssertionError("a task whose code is needed is loaded where there is a reference")
         reference, example = _export(options.reference, task, target, manifest, options, work, progress)
+        _check_inputs(open_runner(reference), runner, options.reference)
     tokenizer = None if manifest.tokenizer is None else package.folder / manifest.tokenizer.folder
     samples = evaluation_samples(manifest, task, options.data, tokenizer, runner.inputs, example)
+    _try_feed(runner, samples.evaluation[0].feed, options.data)
     notes += samples.notes
     where = f"host, {sum(batch.rows for batch in samples.evaluation)} samples"
     progress.step("checks")
     if reference is not None and task is not None:
-        compared = open_runner(reference)
-        _check_inputs(compared, runner, options.reference)
         yield from check_accuracy(
             runner,
-            compared,
+            open_runner(reference),
             samples.evaluation,
             task,
             budget,
@@ -243,22 +205,6 @@ def _check_model(
         max_length=length,
         progress=progress,
     )
-
-
-def _check_signature(found: Mapping[str, Sequence[Any]], manifest: Manifest) -> Finding:
-    wrong = []
-    for side in ("inputs", "outputs"):
-        promised = manifest.signature.get(side)
-        promised = promised if isinstance(promised, list) else []
-        if len(promised) != len(found[side]):
-            wrong.append(f"{len(found[side])} {side} instead of {len(promised)}")
-        wrong += [
-            f"{item['name']} is {item['type']} {item['shape']}, the manifest has {other}"
-            for item, other in zip(found[side], promised, strict=False)
-            if item != other
-        ]
-    note = _few(wrong)
-    return Finding.at_most("signature", "wrong_tensors", len(wrong), "tensors", 0, graph.MODEL_NAME, note)
 
 
 def _export(
@@ -291,7 +237,20 @@ def _export(
     return folder / graph.MODEL_NAME, samples.evaluation[0].feed
 
 
-def _check_inputs(reference: OrtRunner, runner: OrtRunner, model: str | None) -> None:
+def _try_feed(runner: Runner, feed: Feed, data: str | None) -> None:
+    try:
+        runner(feed)
+    except Exception as error:  # the runtime's binding raises a class of its own for each status
+        reason = str(error).strip().splitlines()[0][:300]
+        shapes = ", ".join(f"{name} {value.dtype} {list(value.shape)}" for name, value in feed.items())
+        raise BadInputError(
+            f"--data {data}" if data else "--data",
+            f"the model can't run on {shapes}: {reason}",
+            expected="samples that fit its inputs" if data else "data: it doesn't run on a made-up input",
+        ) from error
+
+
+def _check_inputs(reference: OrtRunner, runner: OrtRunner, model: str) -> None:
     if set(reference.inputs) != set(runner.inputs):
         raise BadInputError(
             f"--reference {model}",
@@ -334,8 +293,3 @@ def _run_once(runner: Runner) -> Runner:
 
 def _failed(findings: Sequence[Finding]) -> bool:
     return any(finding.verdict == "fail" for finding in findings)
-
-
-def _few(lines: Sequence[str]) -> str:
-    more = len(lines) - MAX_DIFFERING_NAMED
-    return "; ".join(lines[:MAX_DIFFERING_NAMED]) + (f"; and {more} more" if more > 0 else "")

@@ -46,7 +46,7 @@ def manifest_task(manifest: Manifest, where: str, *, custom: bool) -> Task | Non
         if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(getattr(kind, "name", None), str)
     }
     where = f"{where}: manifest.json: task"
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise BadInputError(
             where, f"{name!r}", expected="one of " + ", ".join(sorted(known)), hint="a newer edgeslim may know it"
         )

@@ -42,6 +42,8 @@ LAYERS = {
     "custom_task": 2,
     "pooling": 2,
     "freeze": 2,
+    "int8_convs": 2,
+    "int8_forms": 2,
     "samples": 2,
     "export": 2,
     "graph": 2,

@@ -24,7 +24,7 @@ def double(feed: Feed) -> Feed:
 
 def test_maximum_and_histogram_cover_every_value() -> None:
     data = batches(50)
-    seen = observe(double, ("x", "y"), data, seed=0, progress=Quiet())
+    seen = observe(double, ("x", "y"), data, rows={"x", "y"}, seed=0, progress=Quiet())
     values = np.concatenate([batch.feed["x"].reshape(-1, 6) for batch in data])
     np.testing.assert_array_equal(seen["x"].maximum, np.abs(values).max(axis=0))
     np.testing.assert_array_equal(seen["y"].maximum, 2 * np.abs(values).max(axis=0))
@@ -34,9 +34,9 @@ def test_maximum_and_histogram_cover_every_value() -> None:
 
 def test_rows_are_bounded_and_seeded() -> None:
     data = batches(3 * ROWS)
-    seen = observe(double, ("x",), data, seed=1, progress=Quiet())["x"].rows
+    seen = observe(double, ("x",), data, rows={"x"}, seed=1, progress=Quiet())["x"].rows
     assert len(seen) <= ROWS
-    np.testing.assert_array_equal(seen, observe(double, ("x",), data, seed=1, progress=Quiet())["x"].rows)
+    np.testing.assert_array_equal(seen, observe(double, ("x",), data, rows={"x"}, seed=1, progress=Quiet())["x"].rows)
 
 
 @pytest.mark.parametrize("smoothed", [True, False])
@@ -54,6 +54,6 @@ def test_hessians_equal_one_product(*, smoothed: bool) -> None:
 def test_refuses_what_is_not_finite_and_nothing_at_all() -> None:
     bad = [Batch(feed={"x": np.full((1, 2, 6), np.inf, np.float32)}, rows=1)]
     with pytest.raises(BadInputError, match="activation x"):
-        observe(double, ("x",), bad, seed=0, progress=Quiet())
+        observe(double, ("x",), bad, rows={"x"}, seed=0, progress=Quiet())
     with pytest.raises(BadInputError, match="no samples"):
-        observe(double, ("x",), [], seed=0, progress=Quiet())
+        observe(double, ("x",), [], rows={"x"}, seed=0, progress=Quiet())

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from edgeslim.anatomy import Anatomy, GroupTotal, TensorFacts
+    from edgeslim.anatomy import Anatomy, TensorFacts
 
 __all__ = ["inspect_model", "print_anatomy"]
 
@@ -23,6 +23,7 @@ SHOWN = 20
 SHOWN_FILES = 8
 BAR_CELLS = 12
 NAME_CELLS = 32
+LEAST_CELLS = 12
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
@@ -66,7 +67,7 @@ def print_anatomy(anatomy: Anatomy, console: Console, *, top: int) -> None:
     listed += [f"{len(files) - SHOWN_FILES} more"] if len(files) > SHOWN_FILES else []
     console.print("files: " + ", ".join(listed), markup=False, highlight=False)
     console.print()
-    console.print(_group_table(anatomy))
+    console.print(_group_table(anatomy, console.width))
     console.print()
     shown = anatomy.tensors[: top or None]
     console.print(_tensor_table(shown, max(1, total.stored_bytes), console.width))
@@ -76,34 +77,25 @@ def print_anatomy(anatomy: Anatomy, console: Console, *, top: int) -> None:
         console.print(f"… and {left} more tensors with {rest}: --top 0 shows all", markup=False, highlight=False)
 
 
-def _group_table(anatomy: Anatomy) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("group", "tensors", "parameters", "stored", "run time", "bits", "zeros", "share of stored"):
-        table.add_column(column, justify="left" if column.startswith(("group", "share")) else "right", no_wrap=True)
-    for row in (*anatomy.groups, anatomy.total):
-        table.add_row(row.group, *_figures(row), _bar(row.stored_bytes / max(1, anatomy.total.stored_bytes)))
-    return table
-
-
-def _figures(row: GroupTotal) -> tuple[str, ...]:
-    return (
-        str(row.tensors),
-        f"{row.parameters:,}",
-        _bytes(row.stored_bytes),
-        _bytes(row.runtime_bytes),
-        _number(row.bits),
-        _percent(row.sparsity),
-    )
+def _group_table(anatomy: Anatomy, width: int) -> Table:
+    rows = (*anatomy.groups, anatomy.total)
+    total = max(1, anatomy.total.stored_bytes)
+    columns = {
+        "group": [row.group for row in rows],
+        "tensors": [str(row.tensors) for row in rows],
+        "parameters": [f"{row.parameters:,}" for row in rows],
+        "stored": [_bytes(row.stored_bytes) for row in rows],
+        "run time": [_bytes(row.runtime_bytes) for row in rows],
+        "bits": [_number(row.bits) for row in rows],
+        "zeros": [_percent(row.sparsity) for row in rows],
+        "share of stored": [_bar(row.stored_bytes / total) for row in rows],
+    }
+    return _table(columns, width, ("run time", "tensors", "share of stored", "zeros"))
 
 
 def _tensor_table(tensors: tuple[TensorFacts, ...], total: int, width: int) -> Table:
-    """One line a tensor: a narrow terminal gets fewer columns, then names without their middle, but whole figures."""
-    from rich.table import Table
-    from rich.text import Text
-
     columns = {
+        "tensor": [_label(tensor) for tensor in tensors],
         "type": [f"{tensor.dtype} {'×'.join(map(str, tensor.shape)) or 'scalar'}" for tensor in tensors],
         "stored": [_bytes(tensor.stored_bytes) for tensor in tensors],
         "run time": [_bytes(tensor.runtime_bytes) for tensor in tensors],
@@ -114,20 +106,30 @@ def _tensor_table(tensors: tuple[TensorFacts, ...], total: int, width: int) -> T
         "coded": [tensor.alphabet or "–" for tensor in tensors],
         "share of stored": [_bar(tensor.stored_bytes / total) for tensor in tensors],
     }
-    widths = {name: max(len(name), *map(len, cells), 0) + 2 for name, cells in columns.items()}
     if not any(tensor.alphabet for tensor in tensors):  # nothing is coded: all is stored as it runs
         del columns["run time"], columns["coded"]
-    for name in ("distinct", "run time", "coded", "share of stored", "zeros", "entropy"):
-        if sum(widths[kept] for kept in columns) + NAME_CELLS > width:
-            columns.pop(name, None)
-    room = max(NAME_CELLS, width - sum(widths[kept] for kept in columns))
+    return _table(columns, width, ("distinct", "run time", "coded", "share of stored", "zeros", "entropy"))
+
+
+def _table(columns: dict[str, list[str]], width: int, spare: tuple[str, ...]) -> Table:
+    """A line a row: a narrow terminal gets no ``spare`` columns, then names without their middle, but whole figures."""
+    from rich.table import Table
+    from rich.text import Text
+
+    first, *others = columns
+    widths = {name: max(len(name), *map(len, cells), 0) + 2 for name, cells in columns.items()}
+    wanted = min(NAME_CELLS, widths[first])
+    for name in spare:
+        if wanted + sum(widths[other] for other in others) > width and name in others:
+            others.remove(name)
+    room = max(LEAST_CELLS, width - sum(widths[other] for other in others))
     table = Table(box=None, pad_edge=False)
-    table.add_column("tensor", no_wrap=True)
-    for name in columns:
+    table.add_column(first, no_wrap=True)
+    for name in others:
         left = name in ("type", "coded", "share of stored")
         table.add_column(name, justify="left" if left else "right", no_wrap=True)
-    for tensor, cells in zip(tensors, zip(*columns.values(), strict=True), strict=True):
-        table.add_row(Text(_shorten(_label(tensor), room)), *map(Text, cells))
+    for label, *cells in zip(columns[first], *(columns[name] for name in others), strict=True):
+        table.add_row(Text(_shorten(label, room)), *map(Text, cells))
     return table
 
 
