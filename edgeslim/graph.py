@@ -61,7 +61,10 @@ def load_graph(path: Path) -> ir.Model:
     except OSError as error:
         raise BadInputError(str(path), error.strerror or str(error), expected="a readable ONNX file") from error
     except Exception as error:  # protobuf and onnx_ir raise many kinds for a malformed file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # onnx_ir wraps each level in another that only names it
+            cause = cause.__cause__
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise BadInputError(
             str(path), f"not a whole ONNX model: {reason}", expected="an ONNX file", hint="was the download cut short?"
         ) from error

@@ -66,4 +66,4 @@ def _read_json(path: Path) -> object:
     except OSError as error:
         raise BadInputError(str(path), error.strerror or str(error), expected="a readable JSON file") from error
     except (ValueError, RecursionError) as error:
-        raise BadInputError(str(path), f"not valid JSON: {error}") from error
+        raise BadInputError(str(path), f"not valid JSON: {error}", expected="a JSON file") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgeslim.encoding import load_tokenizer
+from edgeslim.graph import load_graph
 from edgeslim.session import open_runner
 from edgeslim.source import OwnModel, Source
 
@@ -26,12 +27,13 @@ def source_inputs(source: Source, own: OwnModel | None, *, images: bool) -> tupl
     """The inputs of a source, in its order; ``images`` says that a Hugging Face model takes pictures.
 
     Raises:
-        BadInputError: ONNX Runtime can't open the graph, or the tokenizer doesn't load.
+        BadInputError: the graph is malformed, ONNX Runtime can't open it, or the tokenizer doesn't load.
     """
     if own is not None:
         arrays = {name: value.numpy() for name, value in own.inputs.items()}
         return tuple(InputSpec(name=name, shape=value.shape, dtype=str(value.dtype)) for name, value in arrays.items())
     if source.kind == "onnx" and source.path is not None:
+        load_graph(source.path)  # no runtime opens what names files elsewhere, or more bytes than there are
         return tuple(_from_graph(item) for item in open_runner(source.path).signature()["inputs"])
     if images:
         depth = source.config.get("num_channels", 3)
