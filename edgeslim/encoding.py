@@ -28,7 +28,7 @@ class Tokenizer(Protocol):
         *,
         truncation: bool,
         max_length: int,
-        padding: bool,
+        padding: bool | str,
         return_attention_mask: bool,
         return_token_type_ids: bool,
     ) -> Mapping[str, Any]:
@@ -67,11 +67,13 @@ def encode_examples(
     max_length: int,
     batch_size: int = 1,
     labels: Mapping[str, int] | None = None,
+    pad: bool = False,
 ) -> tuple[Batch, ...]:
     """Tokenizes ``examples`` into runs of ``batch_size`` samples, in order: int64 ``[B, S]`` for each input name.
 
     Texts are cut at ``max_length`` tokens. A run is as long as its longest text, so nothing is padded where
-    ``batch_size`` is 1. ``labels`` gives the class index of each label name (a model's ``label2id``).
+    ``batch_size`` is 1; with ``pad`` every text has ``max_length`` tokens. ``labels`` gives the class index of each
+    label name (a model's ``label2id``).
 
     Raises:
         BadInputError: the model wants an input that a tokenizer doesn't give, or a label isn't among ``labels``.
@@ -87,6 +89,8 @@ def encode_examples(
         )
     if batch_size > 1 and tokenizer.pad_token is None:
         raise BadInputError("tokenizer", f"no padding token, for runs of {batch_size} texts", expected="runs of 1 text")
+    if pad and tokenizer.pad_token is None:
+        raise BadInputError("tokenizer", "no padding token", expected="one, for texts of a fixed length")
     batches = []
     for start in range(0, len(examples), batch_size):
         group = examples[start : start + batch_size]
@@ -94,7 +98,7 @@ def encode_examples(
             [example.text for example in group],
             truncation=True,
             max_length=max_length,
-            padding=batch_size > 1,
+            padding="max_length" if pad else batch_size > 1,
             return_attention_mask="attention_mask" in input_names,
             return_token_type_ids="token_type_ids" in input_names,
         )

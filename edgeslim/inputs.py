@@ -113,6 +113,7 @@ def build_inputs(plan: Plan) -> BuildInputs | None:
         "data": asdict(plan.data),
         "preprocessing": asdict(plan.preprocessing),
         "labels": list(plan.labels),
+        "export": asdict(plan.export),
         "budget": asdict(plan.budget),
         "android": asdict(plan.android),
         "task": plan.task,

@@ -28,6 +28,7 @@ from edgeslim.checks.operators import check_operators
 from edgeslim.checks.size import check_size
 from edgeslim.core import Artifact, ArtifactInfo, Batch, Budget, Context, Feed, Finding, Progress, Quiet, Report, Task
 from edgeslim.errors import BadInputError
+from edgeslim.freeze import fixed_length, freeze_shapes
 from edgeslim.images import class_names
 from edgeslim.inputs import build_inputs, hash_model, remember, versions
 from edgeslim.packaging.android import AndroidSettings, MavenCoordinates, write_aar, write_maven
@@ -169,16 +170,17 @@ def export_reference(source: Source, task: Task, plan: Plan, steps: Steps) -> tu
     opset_max = plan.target.runtime.opset_max
     files = {} if own is not None else hash_model(source)
 
-    def make(folder: Path, scratch: Path) -> StepFacts:  # noqa: ARG001
+    def make(folder: Path, scratch: Path) -> StepFacts:
+        free = scratch / "free" if plan.export.frozen() else folder
         if own is not None:
-            made = export.export_own(own, compared, opset_max=opset_max, folder=folder)
+            made = export.export_own(own, compared, opset_max=opset_max, folder=free)
         elif source.kind == "onnx":
             assert source.path is not None
-            made = export.import_onnx(source.path, compared, folder=folder)
+            made = export.import_onnx(source.path, compared, folder=free)
         else:
             module: Any = load_huggingface(source, classifier=classifier, images=images)
             made = export.export_huggingface(
-                module, compared, classifier=classifier, images=images, opset_max=opset_max, folder=folder
+                module, compared, classifier=classifier, images=images, opset_max=opset_max, folder=free
             )
             del module
         gc.collect()
@@ -186,9 +188,12 @@ def export_reference(source: Source, task: Task, plan: Plan, steps: Steps) -> tu
             raise BadInputError(
                 source.spec, "the model changed while it was being read", expected="files that stay as they are"
             )
-        return StepFacts(changed=1, bytes=_folder_bytes(folder), metrics=made.metrics, engine=made.engine)
+        frozen = freeze_shapes(made.path, compared, folder) if plan.export.frozen() else {}
+        return StepFacts(
+            changed=1, bytes=_folder_bytes(folder), metrics={**made.metrics, **frozen}, engine=made.engine
+        )
 
-    inputs = (source.kind, files, opset_max, classifier, hash_batches(compared))
+    inputs = (source.kind, files, opset_max, classifier, plan.export.frozen(), hash_batches(compared))
     folder = steps.run("export", inputs, make, reuse=own is None)
     return folder, samples.restricted(open_runner(folder / graph.MODEL_NAME).inputs)
 
@@ -327,7 +332,8 @@ def check_cost(
         download_bytes=apk_download_bytes(artifact.package) if aar else package,
         installed_bytes=package + artifact.weights.stat().st_size + artifact.model.stat().st_size,
     )
-    feed = fixed_length_feed(evaluation, min(LATENCY_LENGTH, max_length))
+    length = fixed_length(artifact.model) or min(LATENCY_LENGTH, max_length)
+    feed = fixed_length_feed(evaluation, length)
     yield from check_latency(artifact, feed, target, budget, progress=progress)
 
 
@@ -356,9 +362,14 @@ def _facts(source: Source, task: Task, path: Path, samples: Samples, plan: Plan)
             "seed": plan.seed,
         },
         "min_sdk": plan.target.package.min_sdk if plan.target.package.kind == "aar" else None,
-        "tokenizer": {"folder": "tokenizer", "max_length": plan.data.max_length} if source.tokenizer else None,
+        "tokenizer": _tokenizer_facts(plan) if source.tokenizer else None,
         "recipe": [dict(table) for table in plan.recipe.tables],
     }
+
+
+def _tokenizer_facts(plan: Plan) -> Mapping[str, Any]:
+    facts = {"folder": "tokenizer", "max_length": plan.data.max_length}
+    return {**facts, "pad": True} if plan.data.pad else facts
 
 
 def _class_names(source: Source, plan: Plan) -> Sequence[str]:

@@ -19,6 +19,7 @@ __all__ = [
     "PROJECT_FILE",
     "AndroidOptions",
     "DataOptions",
+    "ExportOptions",
     "Overrides",
     "Plan",
     "parse_bytes",
@@ -50,6 +51,25 @@ class AndroidOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """``fixed_shapes`` makes every dimension of the graph a constant, that of the samples.
+
+    ``fixed_length`` does so for texts, which are cut and padded to that many tokens.
+    """
+
+    fixed_shapes: bool = False
+    fixed_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.fixed_length is not None and self.fixed_length < 1:
+            raise ValueError(f"fixed_length: {self.fixed_length}, expected at least 1")
+
+    def frozen(self) -> bool:
+        """Whether the graph has constant dimensions only."""
+        return self.fixed_shapes or self.fixed_length is not None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProjectFile:
     """The keys of ``edgeslim.toml``."""
 
@@ -64,6 +84,7 @@ class ProjectFile:
     labels: tuple[str, ...] = ()
     data: DataOptions = field(default_factory=DataOptions)
     preprocessing: PreprocessingOptions = field(default_factory=PreprocessingOptions)
+    export: ExportOptions = field(default_factory=ExportOptions)
     budget: BudgetOptions = field(default_factory=BudgetOptions)
     android: AndroidOptions = field(default_factory=AndroidOptions)
     steps: tuple[Mapping[str, Any], ...] = ()
@@ -106,6 +127,7 @@ class Plan:
     seed: int
     labels: tuple[str, ...] = ()
     preprocessing: PreprocessingOptions = field(default_factory=PreprocessingOptions)
+    export: ExportOptions = field(default_factory=ExportOptions)
     files: tuple[Path, ...] = ()
 
 
@@ -143,6 +165,7 @@ def plan_build(overrides: Overrides, folder: Path | None = None) -> Plan:
         if overrides.data
         else file.data
     )
+    length = file.export.fixed_length
     recipe_file = Path(overrides.recipe) if overrides.recipe else base / file.recipe if file.recipe else None
     if recipe_file is not None:
         recipe = load_recipe(recipe_file)
@@ -159,13 +182,14 @@ def plan_build(overrides: Overrides, folder: Path | None = None) -> Plan:
         tokenizer=file.tokenizer,
         target=target,
         recipe=recipe,
-        data=data,
+        data=data if length is None else replace(data, max_length=length, pad=True),
         budget=_budget(overrides, file.budget, str(path)).over(target.budget),
         android=file.android,
         out=out,
         seed=file.seed,
         labels=file.labels,
         preprocessing=file.preprocessing,
+        export=file.export,
         files=tuple(path for path in (recipe_file, target_file(target_name)) if path is not None),
     )
 

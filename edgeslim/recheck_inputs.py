@@ -58,6 +58,7 @@ def data_options(manifest: Manifest, data: str | None) -> DataOptions:
     return DataOptions(
         file=None if data is None else str(Path(data).absolute()),
         max_length=manifest.tokenizer.max_length if manifest.tokenizer else EXAMPLE_LENGTH,
+        pad=manifest.tokenizer is not None and manifest.tokenizer.pad,
         calibration_samples=max(1, manifest.calibration.samples) if manifest.calibration else 128,
     )
 
@@ -181,4 +182,5 @@ def _load_whole(
             expected="an .npz file with one array a model input: " + ", ".join(names),
         )
     loaded = load_tokenizer(tokenizer)
-    return encode_examples(load_examples(path), loaded, names, max_length=options.max_length, labels=labels)
+    examples = load_examples(path)
+    return encode_examples(examples, loaded, names, max_length=options.max_length, labels=labels, pad=options.pad)

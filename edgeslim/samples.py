@@ -28,7 +28,8 @@ BUILTIN_EVALUATION = 200
 class DataOptions:
     """Samples: two files that share nothing, or one ``file`` that is split.
 
-    Of a split file ``calibration_samples`` calibrate and the rest evaluates. Texts are cut at ``max_length`` tokens.
+    Of a split file ``calibration_samples`` calibrate and the rest evaluates. Texts are cut at ``max_length`` tokens
+    and, with ``pad``, padded to as many.
     """
 
     calibration: str | None = None
@@ -37,6 +38,7 @@ class DataOptions:
     text_column: str | None = None
     label_column: str | None = None
     max_length: int = 128
+    pad: bool = False
     calibration_samples: int = 128
 
     def __post_init__(self) -> None:
@@ -135,12 +137,18 @@ def load_samples(
 
     def encode(examples: Sequence[Example], size: int) -> tuple[Batch, ...]:
         return encode_examples(
-            examples, loaded, input_names, max_length=options.max_length, batch_size=size, labels=labels
+            examples,
+            loaded,
+            input_names,
+            max_length=options.max_length,
+            batch_size=size,
+            labels=labels,
+            pad=options.pad,
         )
 
     unlabelled = [Example(text=example.text) for example in calibration]
     by_length = sorted(unlabelled, key=lambda example: len(example.text))
-    padded = encode([by_length[0], by_length[-1]], 2) if loaded.pad_token is not None else ()
+    padded = encode([by_length[0], by_length[-1]], 2) if loaded.pad_token is not None and not options.pad else ()
     return Samples(calibration=encode(unlabelled, 1), evaluation=encode(evaluation, 1), padded=padded, notes=notes)
 
 

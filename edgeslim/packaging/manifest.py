@@ -56,10 +56,11 @@ class MachineEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerEntry:
-    """Where the tokenizer lies in the package, and at how many tokens texts are cut."""
+    """Where the tokenizer lies in the package, at how many tokens texts are cut, and whether padded to as many."""
 
     folder: str
     max_length: int = 128
+    pad: bool = False
 
     def __post_init__(self) -> None:
         if self.max_length < 1:
