@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -202,8 +203,11 @@ def _tradeoff(report: Report) -> str:
         if measured is not None and math.isfinite(measured) and step.bytes:
             points.append(Point(label=step.name, bytes=float(step.bytes), drop=measured))
     points.append(Point(label="this package", bytes=float(report.artifact.bytes), drop=drop.value))
+    if len(points) > 2:  # names would lie on each other: the table has them
+        points = [replace(point, label=f"{number} {point.label}") for number, point in enumerate(points, 1)]
     size = _find(report, "package_bytes")
-    chart = draw_points(points, size.limit if size else None, drop.limit, "loss of quality against size")
+    drawn = [replace(point, label=point.label.split(" ")[0]) for point in points] if len(points) > 2 else points
+    chart = draw_points(drawn, size.limit if size else None, drop.limit, "loss of quality against size")
     rows = "".join(
         f'<tr><td>{text(point.label)}</td><td class="n">{format_value(point.bytes, "bytes")}</td>'
         f'<td class="n">{point.drop:.4g}</td></tr>\n'
@@ -243,9 +247,10 @@ def _step_row(step: StepRecord) -> str:
     metrics = "; ".join(f"{name} {_metric(name, value)}" for name, value in step.metrics.items())
     name = f"{step.name} ({step.engine})" if step.engine else step.name
     seconds = f"{step.seconds:.1f} s" + (", kept" if step.cached else "")
+    note = f'<tr class="note"><td colspan="4">{text(metrics)}</td></tr>\n' if metrics else ""
     return (
-        f'<tr><td>{_code(name)}<small>{text(metrics)}</small></td><td class="n">{step.changed}</td>'
-        f'<td class="n">{size}</td><td class="n">{seconds}</td></tr>\n'
+        f'<tr><td>{_code(name)}</td><td class="n">{step.changed}</td>'
+        f'<td class="n">{size}</td><td class="n">{seconds}</td></tr>\n{note}'
     )
 
 

@@ -28,6 +28,7 @@ PATTERNS = (
 WIDTH = 360
 STEMS = 32
 SPIKE = 3.0
+LINE = 13.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,16 +139,16 @@ def draw_points(points: Sequence[Point], max_bytes: float | None, max_drop: floa
         drawn.append(f'<text x="{left - 6}" y="{_n(y + 4)}" text-anchor="end">{_short(tick)}</text>')
     drawn.append(f'<path class="axis" d="M{left} {top}V{bottom}H{right}"/>')
     drawn.append(f'<text x="{left}" y="{bottom + 36}">→ larger, ↓ worse</text>')
-    for number, point in enumerate(points):
-        x, y = place(point.bytes, point.drop)
+    places = [place(point.bytes, point.drop) for point in points]
+    lines = _apart([y + 15 for _, y in places])
+    for number, (point, (x, y), line) in enumerate(zip(points, places, lines, strict=True)):
         side, anchor = (9, "start") if x < WIDTH * 0.55 else (-9, "end")
-        mark = (
+        drawn.append(
             f'<circle class="float" cx="{_n(x)}" cy="{_n(y)}" r="5"/>'
             if number == 0
             else f'<rect class="ours" x="{_n(x - 4.5)}" y="{_n(y - 4.5)}" width="9" height="9"/>'
         )
-        drawn.append(mark)
-        drawn.append(f'<text class="strong" x="{_n(x + side)}" y="{_n(y + 15)}" text-anchor="{anchor}">')
+        drawn.append(f'<text class="strong" x="{_n(x + side)}" y="{_n(line)}" text-anchor="{anchor}">')
         drawn.append(f"{text(point.label)}</text>")
     return _svg(height, title, "".join(drawn))
 
@@ -199,6 +200,16 @@ def percentile(samples: Sequence[float], share: float) -> float:
     low = math.floor(place)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def _apart(lines: Sequence[float]) -> list[float]:
+    """``lines`` of text moved down until none lies on another."""
+    moved = list(lines)
+    free = -math.inf
+    for index in sorted(range(len(lines)), key=lines.__getitem__):
+        moved[index] = max(lines[index], free)
+        free = moved[index] + LINE
+    return moved
 
 
 def _ticks(end: float, most: int = 5) -> list[float]:

@@ -121,7 +121,7 @@ def test_it_says_what_the_report_says() -> None:
         "net.0 1.61 kB → 408 B, 25.4%",
         "entropy 1.50 bits; 2.00 bits stored",
         "50.0% zeros",
-        "quantize_int8 weights_bytes 2.00 MB; layers 2; odd 0.125 7 2.10 MB 1.5 s, kept",
+        "quantize_int8 7 2.10 MB 1.5 s, kept weights_bytes 2.00 MB; layers 2; odd 0.125",
         "45 × no weight",
         "and 5 more, all of them in report.json",
         "1 × too small",
@@ -150,8 +150,10 @@ def test_a_loss_that_is_no_number_has_no_picture(drop: float | None) -> None:
 def test_stages_that_measured_themselves_are_points_too() -> None:
     first, second = made_report().steps
     report = made_report(steps=(first, replace(second, metrics={"drop": 0.002})))
-    read = Reader(html.render_report(report, None)).text
-    assert "quantize_int8 2.10 MB 0.002" in read
+    page = html.render_report(report, None)
+    read = Reader(page).text
+    assert "2 quantize_int8 2.10 MB 0.002 3 this package 2.00 MB 0.004" in read
+    assert re.findall(r'class="strong" x="[\d.]+" y="[\d.]+" text-anchor="\w+">(\d)<', page) == ["1", "2", "3"]
 
 
 def test_it_is_the_same_each_time() -> None:
@@ -258,6 +260,9 @@ def test_points_lie_where_their_figures_say() -> None:
     assert (ours_y + 4.5 - 16) / 180 == pytest.approx(0.008 / 0.0125, abs=0.005)
     assert "drop ≤ 0.01" in drawing
     assert "≤ 30 B" in drawing
+    crowd = draw_points([Point(label=str(number), bytes=50, drop=0.005) for number in range(4)], None, None, "t")
+    lines = sorted(numbers(r'class="strong" x="[\d.]+" y="([\d.]+)"', crowd))
+    assert np.diff(lines) == pytest.approx([13, 13, 13])
     better = draw_points([points[0], replace(points[1], drop=-0.01)], None, None, "better than float")
     assert 'class="limit"' not in better
     assert min(numbers(r' y="(-?[\d.]+)" width="9"', better)) >= 0
