@@ -38,8 +38,9 @@ def build(
         model: a Hugging Face folder or id, an ``.onnx`` file, ``pkg://package/path`` or ``module:callable``; without
             one, ``edgeslim.toml`` in ``folder`` (default: the current one) names it and all else.
         target: a profile's name, or the path of a ``.toml`` file.
-        data: a text, csv, jsonl or npz file that is split into calibration and evaluation samples.
-        task: ``feature-extraction``, ``text-classification`` or ``module:function``.
+        data: a text, csv, jsonl, parquet or npz file, or a folder of pictures, that is split into calibration and
+            evaluation samples.
+        task: ``feature-extraction``, ``text-classification``, ``image-classification`` or ``module:function``.
         recipe: a recipe file instead of the target's default.
         max_drop: the loss of quality that is allowed, in the task's own unit.
         max_size: the package's largest size, such as ``"21.5MB"``.

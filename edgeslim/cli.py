@@ -74,7 +74,7 @@ def build(
     ] = None,
     *,
     target: Annotated[str | None, typer.Option(help="A profile's name (`edgeslim targets`) or a .toml file.")] = None,
-    data: Annotated[str | None, typer.Option(help="Samples (.txt, .csv, .jsonl, .npz), split in two.")] = None,
+    data: Annotated[str | None, typer.Option(help="A file of samples or a folder of pictures, split in two.")] = None,
     task: Annotated[
         str | None, typer.Option(help="feature-extraction, text-classification, or module:function.")
     ] = None,
