@@ -163,7 +163,7 @@ def _decode(package: Package) -> None:
 def _alphabet(segment: codec.SegmentInfo) -> str:
     parts = [segment.alphabet]
     parts += ["nibbles"] if segment.nibble else []
-    parts += ["codebook"] if segment.value_bytes > 1 else []
+    parts += ["codebook"] if segment.value_bytes > 1 and segment.alphabet != "PLANES" else []
     return " ".join(parts)
 
 
