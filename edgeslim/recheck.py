@@ -24,7 +24,7 @@ from edgeslim.errors import BadInputError, UsageError
 from edgeslim.inputs import versions
 from edgeslim.packaging.manifest import Manifest
 from edgeslim.packaging.unpack import Package, unpack_package
-from edgeslim.pipeline import check_cost, export_reference
+from edgeslim.pipeline import check_cost
 from edgeslim.project import AndroidOptions, Plan
 from edgeslim.recheck_inputs import (
     data_options,
@@ -34,6 +34,7 @@ from edgeslim.recheck_inputs import (
     preprocessing_options,
 )
 from edgeslim.recipe import Recipe
+from edgeslim.reference import export_reference
 from edgeslim.session import OrtRunner, open_runner, runtime_version
 from edgeslim.source import resolve_source
 from edgeslim.steps import Steps
@@ -47,12 +48,16 @@ _NO_REFERENCE = "the float model isn't in the package: --reference MODEL compare
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions:
-    """What the command line said. ``reference`` is the model that the package was built from."""
+    """What the command line said.
+
+    ``reference`` is the model that the package was built from, ``task`` a metric of one's own.
+    """
 
     package: str
     data: str | None = None
     target: str | None = None
     reference: str | None = None
+    task: str | None = None
     max_drop: float | None = None
     max_size: str | None = None
     max_latency: str | None = None
@@ -160,12 +165,18 @@ def _check_model(
         notes.append("the model isn't the one that the manifest describes: nothing else was checked")
         return
     yield from check_operators(model, target)
-    task = manifest_task(manifest, str(package.path), custom=options.reference is not None)
+    task = manifest_task(manifest, str(package.path), options.task)
     reference: Path | None = None
     example: Feed | None = example_feed(manifest)
     if options.reference is not None:
         if task is None:
-            raise AssertionError("a task whose code is needed is loaded where there is a reference")
+            metric = str(manifest.task.get("metric"))[:200]
+            raise UsageError(
+                "--reference",
+                f"the package is measured by code of its own, {metric!r}",
+                expected="--task module:function",
+                hint="it is run: name it if you trust it",
+            )
         reference, example = _export(options.reference, task, target, manifest, options, work, progress)
         _check_inputs(open_runner(reference), runner, options.reference)
     tokenizer = None if manifest.tokenizer is None else package.folder / manifest.tokenizer.folder

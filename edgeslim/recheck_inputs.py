@@ -16,7 +16,7 @@ from edgeslim.arrays import batch_arrays, load_arrays
 from edgeslim.core import Batch, Feed, Task
 from edgeslim.data import load_examples
 from edgeslim.encoding import encode_examples, load_tokenizer
-from edgeslim.errors import BadInputError
+from edgeslim.errors import BadInputError, UsageError
 from edgeslim.fields import parse_fields
 from edgeslim.images import PIXELS, load_pixels
 from edgeslim.packaging.manifest import Manifest
@@ -30,16 +30,23 @@ MAX_EXAMPLE_VALUES = 1 << 26
 _TYPES = {"float": "float32", "double": "float64", "int8": "int8", "uint8": "uint8", "bool": "bool"}
 
 
-def manifest_task(manifest: Manifest, where: str, *, custom: bool) -> Task | None:
-    """The task that a manifest describes; one of somebody's own code only if ``custom``, else ``None``.
+def manifest_task(manifest: Manifest, where: str, own: str | None) -> Task | None:
+    """The task that a manifest describes, or ``own``, a metric of one's own.
+
+    A metric that the manifest names is code: it is run only if the user names it too, and else this is ``None``.
 
     Raises:
         BadInputError: an unknown task, or one with settings that this edgeslim doesn't know.
+        UsageError: ``own`` isn't ``module:function``.
     """
+    if own is not None:
+        if ":" not in own:
+            raise UsageError("--task", f"{own!r}", expected="module:function, instead of what the package says")
+        return tasks.resolve_task(own)
     table = dict(manifest.task)
     name = table.pop("task", None)
     if name == "custom":
-        return tasks.resolve_task(str(table.get("metric"))) if custom else None
+        return None
     known = {
         cast(Any, kind).name: kind
         for kind in vars(tasks).values()

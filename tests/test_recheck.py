@@ -257,14 +257,18 @@ def test_a_metric_of_ones_own_is_run_beside_a_reference_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(str(own_module))
-    options = {"task": "own_net:relative_error", "max_drop": 0.2, "name": "net"}
+    options = {"task": "own_net:relative_error", "max_drop": 1.0, "name": "net"}
     made = build(mlp_onnx, tmp_path, target=str(board), data=str(mlp_samples), **options)
-    limited = (made.path, "--data", mlp_samples, "--max-drop", "0.2", "--json", "-q")
-    ended = check(*limited, "--reference", mlp_onnx)
+    limited = (made.path, "--data", mlp_samples, "--max-drop", "1.0", "--json", "-q")
+    ended = check(*limited, "--reference", mlp_onnx, "--task", "own_net:relative_error")
     assert ended.code == 0
     assert findings(ended)["worst_relative_error"]["value"] == pytest.approx(made.value("drop"), rel=1e-6)
     monkeypatch.setitem(sys.modules, "own_net", None)  # it can't be imported any more, and needn't be
     assert findings(check(*limited))["drop"]["verdict"] == "unjudged"
+    refused = check(*limited, "--reference", mlp_onnx)  # a package doesn't decide what is run
+    assert refused.code == 2
+    assert "the package is measured by code of its own, 'own_net:relative_error'" in refused.err
+    assert check(*limited, "--reference", mlp_onnx, "--task", "feature-extraction").code == 2
 
 
 # Damage

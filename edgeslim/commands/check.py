@@ -24,6 +24,9 @@ def check(
         str | None,
         typer.Option(help="The float model that it was built from, to measure what was lost.", metavar="MODEL"),
     ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="A metric of your own, module:function, beside the reference.")
+    ] = None,
     max_drop: Annotated[
         float | None, typer.Option(min=0, help="Loss of quality allowed, in the task's unit.", metavar="X")
     ] = None,
@@ -49,6 +52,7 @@ def check(
         data=data,
         target=target,
         reference=reference,
+        task=task,
         max_drop=max_drop,
         max_size=max_size,
         max_latency=max_latency,
