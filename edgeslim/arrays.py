@@ -58,6 +58,9 @@ def load_arrays(path: Path) -> Arrays:
             raise BadInputError(
                 f"{path}: {name}", f"shape {list(array.shape)}", expected="samples along the first axis"
             )
+        broken = int(np.isnan(array.reshape(len(array), -1)).any(axis=1).sum()) if array.dtype.kind == "f" else 0
+        if broken:
+            raise BadInputError(f"{path}: {name}", f"NaN in {broken} of {len(array)} samples", expected="finite values")
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise BadInputError(

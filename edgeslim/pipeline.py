@@ -41,7 +41,7 @@ from edgeslim.project import Plan
 from edgeslim.recipe import NamedStage
 from edgeslim.samples import Samples, fixed_length_feed, hash_batches, load_samples
 from edgeslim.session import open_runner, runtime_version
-from edgeslim.signature import InputSpec, source_inputs
+from edgeslim.signature import InputSpec, check_feed, source_inputs
 from edgeslim.source import Source, load_huggingface, load_own, resolve_source
 from edgeslim.steps import StepFacts, Steps, hash_folder
 from edgeslim.target import TargetProfile
@@ -166,6 +166,9 @@ def export_reference(source: Source, task: Task, plan: Plan, steps: Steps) -> tu
         seed=plan.seed,
         preprocessing=_preprocessing(source, task, taken, plan),
     )
+    if source.kind == "onnx":
+        for batch in (samples.calibration[0], samples.evaluation[0]):
+            check_feed(taken, batch.feed)
     compared = (*samples.calibration[:COMPARED_SAMPLES], *samples.padded)
     opset_max = plan.target.runtime.opset_max
     files = {} if own is not None else hash_model(source)
@@ -189,9 +192,7 @@ def export_reference(source: Source, task: Task, plan: Plan, steps: Steps) -> tu
                 source.spec, "the model changed while it was being read", expected="files that stay as they are"
             )
         frozen = freeze_shapes(made.path, compared, folder) if plan.export.frozen() else {}
-        return StepFacts(
-            changed=1, bytes=_folder_bytes(folder), metrics={**made.metrics, **frozen}, engine=made.engine
-        )
+        return StepFacts(changed=1, bytes=_folder_bytes(folder), metrics={**made.metrics, **frozen}, engine=made.engine)
 
     inputs = (source.kind, files, opset_max, classifier, plan.export.frozen(), hash_batches(compared))
     folder = steps.run("export", inputs, make, reuse=own is None)
@@ -331,6 +332,7 @@ def check_cost(
         budget,
         download_bytes=apk_download_bytes(artifact.package) if aar else package,
         installed_bytes=package + artifact.weights.stat().st_size + artifact.model.stat().st_size,
+        memory_bytes=target.machine.memory_bytes,
     )
     length = fixed_length(artifact.model) or min(LATENCY_LENGTH, max_length)
     feed = fixed_length_feed(evaluation, length)

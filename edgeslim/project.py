@@ -40,6 +40,12 @@ class BudgetOptions:
     max_latency_ratio: float | None = None
     max_peak_memory: str | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("max_drop", "max_latency_ratio"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:  # so that NaN is refused, too
+                raise ValueError(f"{name}: {value}, expected 0 or more")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AndroidOptions:

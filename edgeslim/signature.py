@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edgeslim.core import Feed
 from edgeslim.encoding import load_tokenizer
+from edgeslim.errors import BadInputError
 from edgeslim.graph import load_graph
 from edgeslim.session import open_runner
 from edgeslim.source import OwnModel, Source
 
-__all__ = ["InputSpec", "source_inputs"]
+__all__ = ["InputSpec", "check_feed", "source_inputs"]
 
-_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
+_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    **{f"tensor({name})": name for name in ("bool", "float16", "int8", "uint8", "int16", "int32", "int64")},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +47,33 @@ def source_inputs(source: Source, own: OwnModel | None, *, images: bool) -> tupl
         return (InputSpec(name="pixel_values", shape=(None, int(depth), None, None), dtype="float32"),)
     names = load_tokenizer(source.tokenizer).model_input_names if source.tokenizer else ("input_ids",)
     return tuple(InputSpec(name=name, shape=(None, None), dtype="int64") for name in names)
+
+
+def check_feed(inputs: Sequence[InputSpec], feed: Feed) -> None:
+    """Compares one sample with the inputs that it is for.
+
+    Raises:
+        BadInputError: an array of another element type, number of dimensions or fixed size.
+    """
+    for item in inputs:
+        if item.name not in feed:
+            continue
+        kind, shape = str(feed[item.name].dtype), feed[item.name].shape
+        if item.dtype in _TYPES.values() and kind != item.dtype:
+            raise BadInputError(
+                "data",
+                f'{kind} for the model input "{item.name}"',
+                expected=item.dtype,
+                hint=f'array.astype("{item.dtype}") makes it, if the values fit',
+            )
+        fits = len(shape) == len(item.shape) and all(
+            want is None or want == size for want, size in zip(item.shape[1:], shape[1:], strict=True)
+        )
+        if item.shape and not fits:
+            wanted = ", ".join("any" if size is None else str(size) for size in item.shape)
+            raise BadInputError(
+                "data", f'shape {list(shape)} for the model input "{item.name}"', expected=f"shape [{wanted}]"
+            )
 
 
 def _from_graph(item: dict[str, object]) -> InputSpec:

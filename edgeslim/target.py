@@ -69,6 +69,11 @@ class Budget:
     max_latency_ratio: float | None = None
     max_peak_memory_bytes: int | None = None
 
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value is not None and not value >= 0:  # so that NaN is refused, too
+                raise ValueError(f"{name}: {value}, expected 0 or more")
+
     def over(self, other: Budget) -> Budget:
         """This budget, with ``other``'s limit wherever this one has none."""
         mine, theirs = asdict(self), asdict(other)
@@ -151,9 +156,14 @@ def _read(path: Path, depth: int) -> dict[str, Any]:
             str(path), f"extends = {parent!r}", expected=f"a profile's name, at most {MAX_EXTENDS} deep"
         )
     local = path.parent / parent
-    return _lay_over(
-        _read(local if parent.endswith(".toml") and local.is_file() else target_file(parent), depth + 1), table
-    )
+    if parent.endswith(".toml") and local.is_file():
+        return _lay_over(_read(local, depth + 1), table)
+    try:
+        return _lay_over(_read(target_file(parent), depth + 1), table)
+    except UsageError as error:  # of the file, not of the command line
+        raise BadInputError(
+            str(path), f'extends = "{parent}": {error.got}', expected=error.expected, hint=error.hint
+        ) from error
 
 
 def _lay_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

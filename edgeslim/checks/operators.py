@@ -44,7 +44,8 @@ def check_operators(model_path: Path, target: TargetProfile) -> Iterator[Finding
         wrong, unknown = judge_nodes(model, table)
         value = len(wrong) if wrong or not unknown else None
         yield Finding.at_most("operators", "unsupported_operators", value, "nodes", 0, where, _note(wrong, unknown))
-    yield Finding.at_most("operators", "opset", opset, "version", newest, where)
+    note = f"the graph needs opset {opset}, and the target knows those up to {newest}" if opset > newest else ""
+    yield Finding.at_most("operators", "opset", opset, "version", newest, where, note)
     if table is not None:
         yield Finding.at_most("operators", "ir_version", model.ir_version, "version", table.ir_version, where)
 

@@ -35,11 +35,14 @@ _PACKED_INPUTS = {"MatMulNBits": (1, 4), "GatherBlockQuantized": (0, 4)}
 """An input that holds several weights a byte, and how many bits each has where the attribute ``bits`` is absent."""
 
 
-def check_size(artifact: Artifact, budget: Budget, *, download_bytes: int, installed_bytes: int) -> Iterator[Finding]:
-    """Findings on bytes; only ``package_bytes`` has a limit, ``budget.max_size_bytes``.
+def check_size(
+    artifact: Artifact, budget: Budget, *, download_bytes: int, installed_bytes: int, memory_bytes: int | None = None
+) -> Iterator[Finding]:
+    """Findings on bytes. ``package_bytes`` is limited by ``budget.max_size_bytes``.
 
     ``download_bytes`` is the package as it is sent (an APK compresses it), ``installed_bytes`` what it takes on the
-    device once the weights are decoded.
+    device once the weights are decoded. ``memory_bytes``, the device's whole memory, is the limit of what must be in
+    it at the least: graph and weights.
 
     Raises:
         BadInputError: the artifact's model can't be read.
@@ -55,6 +58,10 @@ def check_size(artifact: Artifact, budget: Budget, *, download_bytes: int, insta
     )
     for metric, value, limit, where, note in sizes:
         yield Finding.at_most("size", metric, value, "bytes", limit, where, note)
+    if memory_bytes is not None:
+        held = artifact.model.stat().st_size + artifact.weights.stat().st_size
+        note = "graph and weights alone, of all the memory that the target has"
+        yield Finding.at_most("size", "loaded_bytes", held, "bytes", memory_bytes, "device", note)
     weights = count_weights(read_graph(artifact.model))
     if weights:
         note = f"of {weights:,} weights"
