@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import edgeslim
-from edgeslim import inputs, pipeline
+from edgeslim import export, inputs, pipeline
 from edgeslim.cache import Cache
 from edgeslim.core import Quiet, Report
 from edgeslim.errors import BadInputError
@@ -245,14 +245,14 @@ def test_inputs_that_change_during_the_build_are_not_remembered(project: Project
 
 
 def test_a_model_that_changes_while_it_is_read(project: Project, monkeypatch: pytest.MonkeyPatch, refuses: Any) -> None:
-    real = pipeline.export.import_onnx
+    real = export.import_onnx
 
     def meddling(path: Path, *arguments: Any, **options: Any) -> Any:
         made = real(path, *arguments, **options)
         other_weights(path)
         return made
 
-    monkeypatch.setattr(pipeline.export, "import_onnx", meddling)
+    monkeypatch.setattr(export, "import_onnx", meddling)
     with refuses(BadInputError, where="mlp.onnx", got="changed while it was being read", expected="stay as they are"):
         project.build()
     assert project.cache.entries() == ()
