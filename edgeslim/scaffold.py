@@ -242,6 +242,8 @@ name = {_quote(name)}
 # label_column = "label"
 # Texts are cut at so many tokens{f"; the model takes {look.positions}" if look.positions else ""}
 {"# " if length == MAX_LENGTH else ""}max_length = {length}
+# ... and, if you like, shorter ones padded to as many
+# pad = true
 # How many samples of a split file calibrate
 # calibration_samples = 128
 
@@ -266,6 +268,12 @@ name = {_quote(name)}
 # layout = "nchw"
 # "float32", or "uint8" for plain pixels
 # dtype = "float32"
+
+[export]
+# For runtimes that take no free dimensions: every size of the graph becomes a constant, that of the samples ...
+# fixed_shapes = true
+# ... or, for texts, this many tokens: shorter ones are padded
+# fixed_length = {length}
 
 [budget]
 # A build that misses one of these writes no package.

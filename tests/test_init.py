@@ -23,7 +23,7 @@ from edgeslim.project import Overrides, ProjectFile, plan_build
 from edgeslim.scaffold import find_model, make_scaffold
 from edgeslim.target import list_targets
 
-TABLES = ("data", "preprocessing", "budget", "android")
+TABLES = ("data", "preprocessing", "export", "budget", "android")
 OFF = re.compile(r"^# (\w+ = .+)$", re.MULTILINE)
 Init = Callable[..., tuple[int, str, str]]
 
@@ -100,6 +100,7 @@ def test_a_sentence_encoder_builds_as_it_is(init: Init, tiny_bert: Path, tmp_pat
         "target": "android-arm64",
         "data": {},
         "preprocessing": {},
+        "export": {},
         "budget": {"max_drop": 0.01},
         "android": {},
     }
