@@ -11,7 +11,6 @@ as it was (``workspace``).
 
 from __future__ import annotations
 
-import gc
 import os
 import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,46 +18,38 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from edgeslim import __version__, codec, export, graph
+from edgeslim import __version__, codec, graph
 from edgeslim.cache import Cache
 from edgeslim.checks.accuracy import check_accuracy
 from edgeslim.checks.latency import check_latency
 from edgeslim.checks.lossless import check_lossless
 from edgeslim.checks.operators import check_operators
 from edgeslim.checks.size import check_size
-from edgeslim.core import Artifact, ArtifactInfo, Batch, Budget, Context, Feed, Finding, Progress, Quiet, Report, Task
+from edgeslim.core import Artifact, ArtifactInfo, Batch, Budget, Context, Finding, Progress, Quiet, Report, Task
 from edgeslim.errors import BadInputError
-from edgeslim.freeze import fixed_length, freeze_shapes
-from edgeslim.images import class_names
-from edgeslim.inputs import build_inputs, hash_model, remember, versions
+from edgeslim.freeze import fixed_length
+from edgeslim.inputs import build_inputs, remember, versions
 from edgeslim.packaging.android import AndroidSettings, MavenCoordinates, write_aar, write_maven
 from edgeslim.packaging.archive import apk_download_bytes
 from edgeslim.packaging.bundle import Bundle, file_entry, tokenizer_extras, write_manifest
 from edgeslim.packaging.tarball import write_tarball
 from edgeslim.pooling import pooling_from_folder
-from edgeslim.preprocessing import Preprocessing, resolve_preprocessing
 from edgeslim.project import Plan
 from edgeslim.recipe import NamedStage
-from edgeslim.samples import Samples, fixed_length_feed, hash_batches, load_samples
+from edgeslim.reference import class_labels, export_reference, folder_bytes
+from edgeslim.samples import Samples, fixed_length_feed, hash_batches
 from edgeslim.session import open_runner, runtime_version
-from edgeslim.signature import InputSpec, check_feed, source_inputs
-from edgeslim.source import Source, load_huggingface, load_own, resolve_source
+from edgeslim.source import Source, resolve_source
 from edgeslim.steps import StepFacts, Steps, hash_folder
 from edgeslim.target import TargetProfile
 from edgeslim.task import (
-    Classification,
-    FeatureExtraction,
     ImageClassification,
-    TextClassification,
-    is_classifier,
-    is_image_classifier,
     resolve_task,
 )
 from edgeslim.workspace import publish, scratch_folder
 
-__all__ = ["check_cost", "export_reference", "run_build"]
+__all__ = ["check_cost", "run_build"]
 
-COMPARED_SAMPLES = 8
 LATENCY_LENGTH = 128
 REPORT_NAME = "report.json"
 PAGE_NAME = "report.html"
@@ -84,7 +75,7 @@ def run_build(
     source = resolve_source(plan.model, base=plan.base, tokenizer=plan.tokenizer, name=plan.name)
     pooling = pooling_from_folder(source.path) if source.kind == "huggingface" and source.path else None
     task = resolve_task(
-        plan.task, config=source.config, labels=_class_names(source, plan), pooling=pooling, folder=plan.base
+        plan.task, config=source.config, labels=class_labels(source, plan), pooling=pooling, folder=plan.base
     )
     if plan.recipe.torch:
         raise BadInputError(
@@ -139,66 +130,6 @@ def run_build(
     return report
 
 
-def export_reference(source: Source, task: Task, plan: Plan, steps: Steps) -> tuple[Path, Samples]:
-    """The folder of the float graph, compared with its source, and the samples that fit its inputs."""
-    classifier = isinstance(task, TextClassification) or (
-        not isinstance(task, FeatureExtraction) and is_classifier(source.config)
-    )
-    images = is_image_classifier(source.config)
-    architectures = source.config.get("architectures")
-    if classifier and source.kind == "huggingface" and architectures and not is_classifier(source.config):
-        raise BadInputError(
-            source.spec,
-            f"{architectures[0]} has no classification head",
-            expected="a model for sequence classification",
-            hint="--task feature-extraction takes an encoder as it is",
-        )
-    own = load_own(source) if source.kind == "module" else None
-    taken = source_inputs(source, own, images=images)
-    example: Feed | None = None if own is None else {name: value.numpy() for name, value in own.inputs.items()}
-    samples = load_samples(
-        plan.data,
-        base=plan.base,
-        tokenizer=source.tokenizer,
-        input_names=[item.name for item in taken],
-        labels=_label_ids(source, task),
-        example=example,
-        seed=plan.seed,
-        preprocessing=_preprocessing(source, task, taken, plan),
-    )
-    if source.kind == "onnx":
-        for batch in (samples.calibration[0], samples.evaluation[0]):
-            check_feed(taken, batch.feed)
-    compared = (*samples.calibration[:COMPARED_SAMPLES], *samples.padded)
-    opset_max = plan.target.runtime.opset_max
-    files = {} if own is not None else hash_model(source)
-
-    def make(folder: Path, scratch: Path) -> StepFacts:
-        free = scratch / "free" if plan.export.frozen() else folder
-        if own is not None:
-            made = export.export_own(own, compared, opset_max=opset_max, folder=free)
-        elif source.kind == "onnx":
-            assert source.path is not None
-            made = export.import_onnx(source.path, compared, folder=free)
-        else:
-            module: Any = load_huggingface(source, classifier=classifier, images=images)
-            made = export.export_huggingface(
-                module, compared, classifier=classifier, images=images, opset_max=opset_max, folder=free
-            )
-            del module
-        gc.collect()
-        if own is None and hash_model(source) != files:
-            raise BadInputError(
-                source.spec, "the model changed while it was being read", expected="files that stay as they are"
-            )
-        frozen = freeze_shapes(made.path, compared, folder) if plan.export.frozen() else {}
-        return StepFacts(changed=1, bytes=_folder_bytes(folder), metrics={**made.metrics, **frozen}, engine=made.engine)
-
-    inputs = (source.kind, files, opset_max, classifier, plan.export.frozen(), hash_batches(compared))
-    folder = steps.run("export", inputs, make, reuse=own is None)
-    return folder, samples.restricted(open_runner(folder / graph.MODEL_NAME).inputs)
-
-
 def _run_stage(named: NamedStage, before: Path, reference: Path, context: Context, steps: Steps) -> Path:
     """The folder of the graph after one stage."""
 
@@ -207,7 +138,7 @@ def _run_stage(named: NamedStage, before: Path, reference: Path, context: Contex
         result = named.stage.run(model, replace(context, work_dir=scratch))
         graph.save_graph(result.model, folder)
         return StepFacts(
-            changed=result.changed, bytes=_folder_bytes(folder), skipped=result.skipped, metrics=result.metrics
+            changed=result.changed, bytes=folder_bytes(folder), skipped=result.skipped, metrics=result.metrics
         )
 
     target = context.target
@@ -372,43 +303,6 @@ def _facts(source: Source, task: Task, path: Path, samples: Samples, plan: Plan)
 def _tokenizer_facts(plan: Plan) -> Mapping[str, Any]:
     facts = {"folder": "tokenizer", "max_length": plan.data.max_length}
     return {**facts, "pad": True} if plan.data.pad else facts
-
-
-def _class_names(source: Source, plan: Plan) -> Sequence[str]:
-    """The names that the project gives, or else, for pictures, those of the class folders."""
-    if plan.labels or plan.task != "image-classification" or "id2label" in source.config:
-        return plan.labels
-    name = plan.data.file or plan.data.evaluation
-    return class_names(plan.base / name) if name else ()
-
-
-def _preprocessing(source: Source, task: Task, taken: Sequence[InputSpec], plan: Plan) -> Preprocessing | None:
-    """What happens to pictures, if the samples are some; arrays are taken as they are."""
-    said = bool(plan.preprocessing.given())
-    pictures = isinstance(task, ImageClassification) or is_image_classifier(source.config)
-    files = (plan.data.file, plan.data.evaluation)
-    if not said and not (pictures and any(name is not None and not name.endswith(".npz") for name in files)):
-        return None
-    return resolve_preprocessing(
-        plan.preprocessing,
-        shape=taken[0].shape,
-        dtype=taken[0].dtype,
-        folder=source.path if source.kind == "huggingface" else None,
-        config=source.config,
-    )
-
-
-def _label_ids(source: Source, task: Task) -> Mapping[str, int] | None:
-    if isinstance(task, Classification) and task.labels:
-        return {name: index for index, name in enumerate(task.labels)}
-    table = source.config.get("label2id")
-    if not isinstance(table, Mapping) or not all(isinstance(value, int) for value in table.values()):
-        return None
-    return {str(name): int(value) for name, value in table.items()}
-
-
-def _folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def _build_memory() -> Finding:

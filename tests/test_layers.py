@@ -64,6 +64,7 @@ LAYERS = {
     "recheck_inputs": 3,
     "scaffold": 3,
     "recipe": 3,
+    "reference": 3,
     "steps": 3,
     "explain": 3,
     "inputs": 3,
