@@ -34,14 +34,30 @@ def factor_inverse(hessian: npt.NDArray[np.float64], damping: float = DAMPING) -
     mean = float(np.trace(hessian)) / size
     if mean <= 0:
         return np.eye(size)
+    # With J the reversal of order and J(H + λI)J = LLᵀ, the inverse is (JL⁻¹J)ᵀ(JL⁻¹J), and JL⁻¹J is upper triangular.
+    reversed_order = hessian[::-1, ::-1]
     while True:
         try:
-            inverse = np.linalg.inv(hessian + damping * mean * np.eye(size))
-            return np.asarray(np.linalg.cholesky((inverse + inverse.T) / 2).T, np.float64)
+            lower = np.linalg.cholesky(reversed_order + damping * mean * np.eye(size))
         except np.linalg.LinAlgError:
             if damping > MAX_DAMPING:
                 raise
             damping *= 10
+        else:
+            return np.ascontiguousarray(_invert_lower(lower)[::-1, ::-1])
+
+
+def _invert_lower(lower: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The inverse of a lower triangular matrix, by halves."""
+    size = len(lower)
+    if size <= BLOCK // 2:
+        return np.tril(np.linalg.inv(lower))
+    half = size // 2
+    inverse = np.zeros_like(lower)
+    inverse[:half, :half] = _invert_lower(lower[:half, :half])
+    inverse[half:, half:] = _invert_lower(lower[half:, half:])
+    inverse[half:, :half] = -inverse[half:, half:] @ (lower[half:, :half] @ inverse[:half, :half])
+    return inverse
 
 
 def round_gptq(
