@@ -38,7 +38,8 @@ def factor_inverse(hessian: npt.NDArray[np.float64], damping: float = DAMPING) -
     reversed_order = hessian[::-1, ::-1]
     while True:
         try:
-            lower = np.linalg.cholesky(reversed_order + damping * mean * np.eye(size))
+            factor = np.linalg.cholesky(reversed_order + damping * mean * np.eye(size))
+            lower = np.asarray(factor, np.float64)
         except np.linalg.LinAlgError:
             if damping > MAX_DAMPING:
                 raise
