@@ -40,7 +40,7 @@ _MEANING: dict[int, tuple[str, str]] = {
     4: (f"magic {esz.MAGIC.hex()}", "this is not an ESZ container"),
     5: (f"version {esz.VERSION}", _NEWER),
     6: ("the hash of bytes 0 to 59 at byte 60", _DAMAGED),
-    7: ("no required feature bit but CODEBOOK", _NEWER),
+    7: ("no required feature bit but CODEBOOK, PLANES and ROWS", _NEWER),
     8: ("fields within the limits of FORMAT.md, section 2", _BROKEN),
     9: ("the size that the header gives", _DAMAGED),
     10: ("the hash at byte 56", _DAMAGED),
@@ -92,6 +92,7 @@ class _Segment(ctypes.Structure):
         ("cap_log2", ctypes.c_uint8),
         ("fill", ctypes.c_uint8),
         ("book_log2", ctypes.c_uint8),
+        ("row_items", ctypes.c_uint32),
     )
 
 
@@ -191,7 +192,7 @@ class _Decoder:
 
 
 class _ImageHash:
-    """XXH32 of the image, in pieces."""
+    """The hash of the image, in pieces."""
 
     def __init__(self) -> None:
         library = load_library()

@@ -28,6 +28,7 @@ from edgeslim.errors import BadInputError, near_miss
 __all__ = ["Segment", "encode_container", "write_container"]
 
 SMALL_BLOCK_BYTES = 16_384
+MAX_ROW = 8_192
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class _Options(ctypes.Structure):
         ("small", ctypes.c_uint32),
         ("alphabets", ctypes.c_uint32),
         ("streams", ctypes.c_uint32),
+        ("item_bytes", ctypes.c_uint32),
+        ("row_nibbles", ctypes.c_uint32),
     )
 
 
@@ -62,6 +65,7 @@ class _Encoded(ctypes.Structure):
         ("fill", ctypes.c_uint8),
         ("block_log2", ctypes.c_uint8),
         ("book_log2", ctypes.c_uint8),
+        ("row_units", ctypes.c_uint16),
         ("coded_bytes", ctypes.c_uint32),
         ("directory_bytes", ctypes.c_uint32),
         ("hash", ctypes.c_uint32),
@@ -71,7 +75,7 @@ class _Encoded(ctypes.Structure):
 
 
 class _Hash:
-    """XXH32 in pieces, by the C code."""
+    """The container's hash in pieces, by the C code."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
@@ -94,7 +98,7 @@ def write_container(
     *,
     block_bytes: int = 262_144,
     small_memory: bool = False,
-    alphabets: Collection[str] = esz.ALPHABETS,
+    alphabets: Collection[str] = (*esz.ALPHABETS, *esz.EXTRAS),
     progress: Callable[[int], None] | None = None,
 ) -> esz.ContainerInfo:
     """Codes ``segments`` into the container ``path``; an existing file is replaced at once, or not at all.
@@ -104,9 +108,9 @@ def write_container(
         segments: the image, in order.
         block_bytes: decoded bytes a block, a power of two from 4 KiB to 1 MiB. Smaller: finer random access.
         small_memory: for decoders with little memory: blocks of at most 16 KiB, short codes, one stream.
-        alphabets: the alphabets that may be used, of ``format.ALPHABETS``; RAW always may. With ``"CODEBOOK"`` among
-            them, a tensor of up to 256 different values of 2, 4 or 8 bytes may be coded as indices. It is left out by
-            default, since decoders may lack it.
+        alphabets: the alphabets that may be used, of ``format.ALPHABETS``; RAW always may. ``"CODEBOOK"`` lets tensors
+            of up to 256 different values become indices, ``"ROWS"`` gives classes of rows codes of their own. A decoder
+            may lack these and ``"PLANES"``.
         progress: called after each segment with the number of image bytes done.
 
     Raises:
@@ -122,7 +126,7 @@ def encode_container(
     *,
     block_bytes: int = 262_144,
     small_memory: bool = False,
-    alphabets: Collection[str] = esz.ALPHABETS,
+    alphabets: Collection[str] = (*esz.ALPHABETS, *esz.EXTRAS),
     progress: Callable[[int], None] | None = None,
 ) -> bytes:
     """As ``write_container``, but returns the container."""
@@ -171,6 +175,8 @@ def _write(
     file.write(bytes(end))
     for segment, data, (shape, name) in zip(segments, buffers, tails, strict=True):
         encoded = _Encoded()
+        options.item_bytes = esz.dtype_bytes(segment.dtype)
+        options.row_nibbles = _row_nibbles(segment.shape, data.nbytes)
         status = library.esz_encode_segment(data.ctypes.data, data.nbytes, ctypes.byref(options), ctypes.byref(encoded))
         if status != 0:
             raise MemoryError(f"no memory to encode {segment.name}, {data.nbytes} bytes")
@@ -186,10 +192,10 @@ def _write(
         index += esz.ENTRY.pack(
             decoded, start, data.nbytes, encoded.coded_bytes, encoded.directory_bytes, encoded.hash, len(name),
             encoded.alphabet, esz.DTYPES.index(segment.dtype), len(segment.shape), encoded.block_log2, encoded.flags,
-            encoded.cap_log2, encoded.fill, encoded.book_log2, bytes(2),
+            encoded.cap_log2, encoded.fill, encoded.book_log2, encoded.row_units,
         )  # fmt: skip
         index += shape + name
-        features |= esz.FEATURE_CODEBOOK if encoded.book_log2 else 0
+        features |= _features(encoded)
         image_hash.add(data)
         decoded += data.nbytes
         end = start + encoded.coded_bytes
@@ -197,9 +203,9 @@ def _write(
             progress(decoded)
     header = esz.HEADER.pack(
         esz.MAGIC, esz.VERSION, esz.HEADER_BYTES, features, 0, len(segments), index_bytes, decoded, end,
-        image_hash.value(), 0, esz.xxh32(index), 0,
+        image_hash.value(), 0, esz.hash32(index), 0,
     )  # fmt: skip
-    header = header[:60] + struct.pack("<I", esz.xxh32(header[:60]))
+    header = header[:60] + struct.pack("<I", esz.hash32(header[:60]))
     file.seek(0)
     file.write(header + index)
     return esz.parse_index(esz.parse_header(header), index)
@@ -214,11 +220,26 @@ def _options(block_bytes: int, *, small_memory: bool, alphabets: Collection[str]
         block_log2 = min(block_log2, SMALL_BLOCK_BYTES.bit_length() - 1)
     mask = 0
     for name in alphabets:
-        known = (*esz.ALPHABETS, esz.CODEBOOK)  # bits of esz_encode_options.alphabets
+        known = (*esz.ALPHABETS, *esz.EXTRAS)  # bits of esz_encode_options.alphabets
         if name not in known:
             raise BadInputError("alphabets", f'"{name}"', expected="of " + ", ".join(known))
         mask |= 1 << known.index(name)
-    return _Options(block_log2, int(small_memory), mask, 0)
+    return _Options(block_log2, int(small_memory), mask, 0, 0, 0)
+
+
+def _features(encoded: _Encoded) -> int:
+    if encoded.alphabet == esz.PLANES:
+        return esz.FEATURE_PLANES
+    return (esz.FEATURE_CODEBOOK if encoded.book_log2 else 0) | (esz.FEATURE_ROWS if encoded.row_units else 0)
+
+
+def _row_nibbles(shape: tuple[int, ...], size: int) -> int:
+    """Half bytes of a row: all but the first dimension, or the last one if that is much; 0 if there are no rows."""
+    count = math.prod(shape)
+    if len(shape) < 2 or count == 0 or 2 * size % count:
+        return 0
+    row = math.prod(shape[1:])
+    return (row if row <= MAX_ROW else shape[-1]) * (2 * size // count)
 
 
 def _buffer(segment: Segment) -> npt.NDArray[np.uint8]:

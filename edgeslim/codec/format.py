@@ -3,13 +3,14 @@
 This is all that the encoder and the decoders share. It knows where bytes lie, not how they are coded. A malformed
 header or index raises ``BadInputError``, whose ``where`` names the container, the byte and the segment.
 
-XXH32 (Yann Collet's 32-bit xxHash, seed 0) is here in plain Python, since the parser must check the header's and the
-index's hash without a shared library. It does about 10 MB/s, enough for an index.
+The container's hash is here in plain Python, since the parser must check the header's and the index's hash without a
+shared library. It does about 10 MB/s, enough for an index.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,19 +24,22 @@ __all__ = [
     "SegmentInfo",
     "align64",
     "dtype_bytes",
+    "hash32",
     "malformed",
     "parse_header",
     "parse_index",
-    "xxh32",
 ]
 
 MAGIC: Final = b"\x89ESZ\r\n\x1a\n"
 VERSION: Final = 1
 HEADER_BYTES: Final = 64
 HEADER: Final = struct.Struct("<8sHHIIIQQQIIII")
-ENTRY: Final = struct.Struct("<QQIIIIHBBBBBBBB2s")
+ENTRY: Final = struct.Struct("<QQIIIIHBBBBBBBBH")
 
 FEATURE_CODEBOOK: Final = 2
+FEATURE_PLANES: Final = 4
+FEATURE_ROWS: Final = 8
+FEATURES: Final = FEATURE_CODEBOOK | FEATURE_PLANES | FEATURE_ROWS
 
 COMPACT: Final = 1
 NIBBLE: Final = 2
@@ -52,15 +56,18 @@ MAX_DIM: Final = (1 << 31) - 1
 MIN_BLOCK_LOG2: Final = 12
 MAX_BLOCK_LOG2: Final = 20
 MAX_SETS: Final = 64
+ROW_UNIT: Final = 8
+ROW_CLASSES: Final = 4
 MAX_CODE_BITS: Final = 11
 MAX_PAIR_BITS: Final = 6
 
-RAW, PLAIN, PAIR, GAP, MASK8 = range(5)
-ALPHABETS: Final = ("RAW", "PLAIN", "PAIR", "GAP", "MASK8")
+RAW, PLAIN, PAIR, GAP, MASK8, PLANES = range(6)
+ALPHABETS: Final = ("RAW", "PLAIN", "PAIR", "GAP", "MASK8", "PLANES")
 """Names of the alphabets; the position is the id."""
 
-CODEBOOK: Final = "CODEBOOK"
-"""Not an alphabet, but named among them where it may be used: values of 2, 4 or 8 bytes as indices into a list."""
+EXTRAS: Final = ("CODEBOOK", "ROWS")
+"""Not alphabets, but named among them where they may be used: values of 2, 4 or 8 bytes as indices into a list, and
+rows with classes, each with codes of its own."""
 
 DTYPES: Final = (
     "bytes",
@@ -91,7 +98,7 @@ _ITEM_BYTES: Final = {
 
 _DAMAGED: Final = "the file is damaged or was cut off: copy or build it again"
 _MASK: Final = 0xFFFFFFFF
-_P1, _P2, _P3, _P4, _P5 = 0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F, 0x165667B1
+_P1, _P2, _P3 = 0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +135,20 @@ class SegmentInfo:
     cap: int
     fill: int
     value_bytes: int = 1
-    """With a codebook: the size of its values, 2, 4 or 8. Else 1."""
+    """With a codebook and for PLANES: the size of the values, 2, 4 or 8. Else 1."""
+    row_items: int = 0
+    """Items of a row, if rows have classes; else 0."""
+
+    @property
+    def has_codebook(self) -> bool:
+        """Whether blocks code indices of values."""
+        return self.value_bytes > 1 and self.alphabet != "PLANES"
+
+    @property
+    def features(self) -> int:
+        """The feature bits that a container with this segment needs."""
+        planes = FEATURE_PLANES if self.alphabet == "PLANES" else 0
+        return planes | (FEATURE_CODEBOOK if self.has_codebook else 0) | (FEATURE_ROWS if self.row_items else 0)
 
     @property
     def block_count(self) -> int:
@@ -169,29 +189,25 @@ def malformed(source: str, place: str, got: str, expected: str, hint: str = _DAM
     return BadInputError(f"{source}: {place}", got, expected=expected, hint=hint)
 
 
-def xxh32(data: bytes | bytearray | memoryview) -> int:
-    """XXH32 with seed 0 of ``data``."""
-    at, size = 0, len(data)
-    lanes = [(_P1 + _P2) & _MASK, _P2, 0, -_P1 & _MASK]
-    if size >= 16:
-        whole = size // 16 * 16
-        for words in struct.iter_unpack("<4I", data[:whole]):
-            for k in range(4):
-                lane = (lanes[k] + words[k] * _P2) & _MASK
-                lanes[k] = ((lane << 13 | lane >> 19) & _MASK) * _P1 & _MASK
-        h = sum((lane << r | lane >> (32 - r)) & _MASK for lane, r in zip(lanes, (1, 7, 12, 18), strict=True))
-        at = whole
-    else:
-        h = _P5
-    h = (h + size) & _MASK
-    while at + 4 <= size:
-        h = (h + int.from_bytes(data[at : at + 4], "little") * _P3) & _MASK
-        h = ((h << 17 | h >> 15) & _MASK) * _P4 & _MASK
-        at += 4
-    while at < size:
-        h = (h + data[at] * _P5) & _MASK
-        h = ((h << 11 | h >> 21) & _MASK) * _P1 & _MASK
-        at += 1
+def _lane(words: Iterable[int], seed: int, second_seed: int) -> tuple[int, int]:
+    """Sum and rotating sum of sums of every eighth word."""
+    total, sums = seed, second_seed
+    for word in words:
+        total = (total + word) & _MASK
+        sums = ((sums << 9 | sums >> 23) + total) & _MASK
+    return total, sums
+
+
+def hash32(data: bytes | bytearray | memoryview) -> int:
+    """The container's 32-bit hash of ``data`` (FORMAT.md, section 1)."""
+    padded = bytes(data) + bytes(-len(data) % 32)
+    words = struct.unpack(f"<{len(padded) // 4}I", padded)
+    seeds = [k * _P1 & _MASK for k in range(1, 17)]
+    lanes = [_lane(words[k::8], seeds[k], seeds[k + 8]) for k in range(8)]
+    h = len(data) * _P3 & _MASK
+    for value in (*(lane[0] for lane in lanes), *(lane[1] for lane in lanes)):
+        h ^= value
+        h = ((h << 13 | h >> 19) & _MASK) * _P1 & _MASK
     h = (h ^ h >> 15) * _P2 & _MASK
     h = (h ^ h >> 13) * _P3 & _MASK
     return h ^ h >> 16
@@ -208,12 +224,12 @@ def parse_header(data: bytes | bytearray | memoryview, source: str = "container"
         raise malformed(source, "byte 0", f"magic {magic.hex()}", MAGIC.hex(), "this is not an ESZ container")
     if version != VERSION:
         raise malformed(source, "byte 8", f"version {version}", str(VERSION), "a newer edgeslim may read it")
-    found = xxh32(data[:60])
+    found = hash32(data[:60])
     if found != header_hash:
         raise malformed(source, "byte 60", f"header hash {header_hash:#010x}", f"{found:#010x}")
-    if required & ~FEATURE_CODEBOOK:
+    if required & ~FEATURES:
         got = f"required features {required:#x}"
-        raise malformed(source, "byte 12", got, f"at most {FEATURE_CODEBOOK:#x}", "a newer edgeslim may read it")
+        raise malformed(source, "byte 12", got, f"bits of {FEATURES:#x}", "a newer edgeslim may read it")
     for place, name, got, limit in (
         (20, "segments", count, MAX_SEGMENTS),
         (24, "index bytes", index_bytes, MAX_INDEX_BYTES),
@@ -244,15 +260,16 @@ def parse_index(header: Header, index: bytes | bytearray | memoryview, source: s
     """Checks and reads the whole index, the ``header.index_bytes`` bytes behind the header."""
     if len(index) != header.index_bytes:
         raise malformed(source, "byte 64", f"{len(index)} bytes of index", str(header.index_bytes))
-    found = xxh32(index)
+    found = hash32(index)
     if found != header.index_hash:
         raise malformed(source, "byte 56", f"index hash {header.index_hash:#010x}", f"{found:#010x}")
     segments = []
     at, decoded, end = 0, 0, HEADER_BYTES + header.index_bytes
     for number in range(header.segment_count):
         segment, at = _parse_entry(index, at, number, decoded, end, source)
-        if segment.value_bytes > 1 and not header.required_features & FEATURE_CODEBOOK:
-            raise malformed(source, f"index entry {number}", "a codebook", "feature bit 1 set")
+        if segment.features & ~header.required_features:
+            needs, has = f"features {segment.features:#x}", f"those of the header, {header.required_features:#x}"
+            raise malformed(source, f"index entry {number}", needs, has)
         decoded += segment.decoded_bytes
         end = segment.coded_offset + segment.coded_bytes
         segments.append(segment)
@@ -281,14 +298,13 @@ def _parse_entry(
         raise malformed(source, place, f"{len(index) - at} bytes left", f"at least {ENTRY.size}")
     fields = ENTRY.unpack_from(index, at)
     decoded_offset, coded_offset, decoded_bytes, coded_bytes, directory_bytes, hash_, name_bytes = fields[:7]
-    alphabet, dtype, rank, block_log2, flags, cap_log2, fill, book_log2, zero = fields[7:]
+    alphabet, dtype, rank, block_log2, flags, cap_log2, fill, book_log2, row_units = fields[7:]
 
     def check(ok: bool, got: str, expected: str) -> None:  # noqa: FBT001
         if not ok:
             raise malformed(source, place, got, expected)
 
     compact, nibble = bool(flags & COMPACT), bool(flags & NIBBLE)
-    check(zero == bytes(2), f"reserved bytes {zero.hex()}", "zeros")
     check(name_bytes <= MAX_NAME_BYTES, f"a name of {name_bytes} bytes", f"at most {MAX_NAME_BYTES}")
     check(rank <= MAX_RANK, f"rank {rank}", f"at most {MAX_RANK}")
     size = ENTRY.size + 4 * rank + name_bytes
@@ -305,12 +321,16 @@ def _parse_entry(
     check(flags & ~(COMPACT | NIBBLE) == 0, f"flags {flags:#x}", "only bits 0 and 1")
     sparse = alphabet in (GAP, MASK8)
     check(not nibble or sparse, "NIBBLE", "GAP or MASK8 with it")
-    check(fill <= ((15 if nibble else 255) if sparse else 0), f"fill value {fill}", "one that fits the alphabet")
+    fill_limit = (15 if nibble else 255) if sparse else int(alphabet == PLANES)
+    check(fill <= fill_limit, f"fill value {fill}", "one that fits the alphabet")
     check(cap_log2 in ((5, 6, 7, 8) if alphabet == GAP else (0,)), f"cap_log2 {cap_log2}", "one of the alphabet's")
+    check(book_log2 > 0 or alphabet != PLANES, "PLANES without a value size", "2, 4 or 8 bytes")
+    check(
+        row_units == 0 or (not compact and alphabet in (PLAIN, GAP, MASK8)), f"rows of {8 * row_units}", "no rows here"
+    )
     if book_log2:
-        check(
-            book_log2 <= 3 and alphabet in (PLAIN, GAP, MASK8) and not nibble, f"codebook {book_log2}", "none, or bytes"
-        )
+        fits = book_log2 <= 3 and alphabet in (PLAIN, GAP, MASK8, PLANES) and not nibble
+        check(fits, f"codebook {book_log2}", "none, or bytes")
         check(decoded_bytes % (1 << book_log2) == 0, f"{decoded_bytes} decoded bytes", "a multiple of the value size")
     blocks = 1
     if compact:
@@ -339,6 +359,7 @@ def _parse_entry(
         cap=(1 << cap_log2) - 1 if cap_log2 else 0,
         fill=fill,
         value_bytes=1 << book_log2,
+        row_items=ROW_UNIT * row_units,
     )
     if alphabet == RAW:
         check(compact or directory_bytes == 8 * blocks, f"a directory of {directory_bytes} bytes", str(8 * blocks))

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import itertools
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgeslim.codec import format as esz
-from edgeslim.codec.format import SegmentInfo, malformed, xxh32
+from edgeslim.codec.format import SegmentInfo, hash32, malformed
 
 __all__ = ["decode_reference"]
 
@@ -26,6 +27,10 @@ class _Table:
 
     max_bits: int
     entries: tuple[tuple[int, int], ...]
+
+
+_TablesAt = Callable[[int], tuple[_Table, ...]]
+"""The tables of an item, by its number within the block."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +66,7 @@ def decode_reference(data: bytes | bytearray | memoryview) -> bytes:
             raise place.error("padding that is not zero", "zeros")
         end = segment.coded_offset + segment.coded_bytes
         image += _decode_payload(segment, data[segment.coded_offset : end], number)
-    found = xxh32(image)
+    found = hash32(image)
     if found != header.image_hash:
         raise malformed("container", "byte 48", f"image hash {header.image_hash:#010x}", f"{found:#010x}", _BROKEN)
     return bytes(image)
@@ -71,13 +76,13 @@ def _decode_payload(segment: SegmentInfo, payload: bytes, number: int) -> bytes:
     """Section 4: directory, padding, blocks."""
     place = _Place(source="container", offset=segment.coded_offset, segment=number)
     if segment.compact:
-        found = xxh32(payload)
+        found = hash32(payload)
         if found != segment.hash:
             raise place.error(f"hash {segment.hash:#010x}", f"{found:#010x}")
         book, block_at = _read_book(segment, payload, 0, place)
-        return _decode_block(segment, payload[block_at:], segment.decoded_bytes, (), book, place) if payload else b""
+        return _decode_block(segment, payload[block_at:], 0, (), book, place) if payload else b""
     directory = payload[: segment.directory_bytes]
-    found = xxh32(directory)
+    found = hash32(directory)
     if found != segment.hash:
         raise place.error(f"directory hash {segment.hash:#010x}", f"{found:#010x}")
     entries = tuple(struct.iter_unpack("<II", directory[: 8 * segment.block_count]))
@@ -101,10 +106,10 @@ def _decode_payload(segment: SegmentInfo, payload: bytes, number: int) -> bytes:
             segment=number,
             block=block,
         )
-        found = xxh32(coded)
+        found = hash32(coded)
         if found != block_hash:
             raise at.error(f"block hash {block_hash:#010x}", f"{found:#010x}")
-        image += _decode_block(segment, coded, sizes[block], sets, book, at)
+        image += _decode_block(segment, coded, block, sets, book, at)
         start = end
     return bytes(image)
 
@@ -122,7 +127,7 @@ def _check_ends(segment: SegmentInfo, ends: list[int], sizes: list[int], data_by
 
 def _read_book(segment: SegmentInfo, data: bytes, at: int, place: _Place) -> tuple[tuple[bytes, ...], int]:
     """The codebook's values, none without a codebook, and where they end."""
-    if segment.value_bytes == 1:
+    if not segment.has_codebook:
         return (), at
     count = data[at] + 1 if at < len(data) else 0
     end = at + 1 + count * segment.value_bytes
@@ -153,50 +158,109 @@ def _read_sets(
 def _decode_block(
     segment: SegmentInfo,
     coded: bytes,
-    size: int,
+    block: int,
     sets: tuple[tuple[_Table, ...], ...],
     book: tuple[bytes, ...],
     place: _Place,
 ) -> bytes:
-    """Section 5: mode, table set, stream sizes, streams."""
+    """Section 5: STORED, planes, or coded items."""
     if segment.alphabet == "RAW":
         return coded
+    size = min(segment.block_bytes, segment.decoded_bytes - block * segment.block_bytes)
     if not 2 <= len(coded) <= size + 2:
         raise place.error(f"a block of {len(coded)} coded bytes", f"2 to {size + 2}")
+    if coded[0] == _STORED:
+        return _stored(coded, size, place)
+    start = block * segment.block_bytes // segment.value_bytes * (2 if segment.nibble else 1)
+    if segment.alphabet != "PLANES":
+        out = _decode_items(segment, coded, size // segment.value_bytes, start, sets, book, place)
+        return b"".join(book[index] for index in out) if book else out
+    if coded[:2] != b"\x01\x00":
+        raise place.error(f"mode {coded[0]} and table {coded[1]} of planes", "1 and 0")
+    count = size // segment.value_bytes
+    planes = []
+    for part in _split_streams(coded, 2, segment.value_bytes, place):
+        if not 2 <= len(part) <= count + 2:
+            raise place.error(f"a plane of {len(part)} coded bytes", f"2 to {count + 2}")
+        stored = part[0] == _STORED
+        planes.append(
+            _stored(part, count, place) if stored else _decode_items(segment, part, count, 0, sets, book, place)
+        )
+    image = bytes(byte for value in zip(*planes, strict=True) for byte in value)
+    return _rotate_back(image, segment.value_bytes) if segment.fill else image
+
+
+def _stored(coded: bytes, size: int, place: _Place) -> bytes:
+    if coded[1] != 0 or len(coded) != size + 2:
+        raise place.error(f"STORED with table {coded[1]}, {len(coded)} bytes", f"table 0, {size + 2}")
+    return coded[2:]
+
+
+def _rotate_back(image: bytes, width: int) -> bytes:
+    """Each value rotated down by one bit."""
+    out = bytearray()
+    for at in range(0, len(image), width):
+        value = int.from_bytes(image[at : at + width], "little")
+        out += (value >> 1 | (value & 1) << 8 * width - 1).to_bytes(width, "little")
+    return bytes(out)
+
+
+def _decode_items(
+    segment: SegmentInfo,
+    coded: bytes,
+    size: int,
+    start: int,
+    sets: tuple[tuple[_Table, ...], ...],
+    book: tuple[bytes, ...],
+    place: _Place,
+) -> bytes:
+    """Mode, table sets and the classes of rows, then the streams. ``start``: the first item within the segment."""
     mode, table, at = coded[0], coded[1], 2
-    if mode == _STORED:
-        if table != 0 or len(coded) != size + 2:
-            raise place.error(f"a stored block with table {table}, {len(coded)} bytes", f"table 0, {size + 2}")
-        return coded[2:]
-    if mode not in ((1, 4, 8) if segment.alphabet in ("PLAIN", "PAIR") else (1, 4)):
+    if mode not in ((1, 4, 8) if segment.alphabet in ("PLAIN", "PAIR", "PLANES") else (1, 4)):
         raise place.error(f"mode {mode}", "a number of streams that the alphabet has")
+    row_items, rows = 0, [0]
     if table == _OWN_TABLE:
         tables, at = _read_set(segment, coded, at, len(book), place)
-    elif table < len(sets):
-        tables = sets[table]
+        chosen: tuple[tuple[_Table, ...], ...] = (tables,)
     else:
-        raise place.error(f"table set {table}", f"below {len(sets)}, or 255")
+        chosen = sets[table : table + (esz.ROW_CLASSES if segment.row_items else 1)]
+        if len(chosen) != (esz.ROW_CLASSES if segment.row_items else 1):
+            raise place.error(f"table set {table} of {len(sets)}", "one that is there, or 255")
+        if segment.row_items:
+            row_items = segment.row_items
+            items = 2 * size if segment.nibble else size
+            rows, at = _read_map(coded, at, (start + items - 1) // row_items - start // row_items + 1, place)
     streams = _split_streams(coded, at, mode, place)
-    out = _join_streams(segment, streams, size // segment.value_bytes, tables, place)
-    return b"".join(book[index] for index in out) if book else out
+
+    def tables_at(item: int) -> tuple[_Table, ...]:
+        return chosen[rows[(start + item) // row_items - start // row_items]] if row_items else chosen[0]
+
+    return _join_streams(segment, streams, size, tables_at, place)
 
 
-def _join_streams(
-    segment: SegmentInfo, streams: list[bytes], size: int, tables: tuple[_Table, ...], place: _Place
-) -> bytes:
+def _read_map(coded: bytes, at: int, count: int, place: _Place) -> tuple[list[int], int]:
+    """The class of each of the block's rows, and where the map ends."""
+    size = -(-count // 4)
+    bits = int.from_bytes(coded[at : at + size], "little")
+    if len(coded) < at + size or bits >> 2 * count:
+        raise place.error(f"a map of {len(coded) - at} bytes", f"{size}, and zeros behind {count} rows")
+    return [bits >> 2 * row & 3 for row in range(count)], at + size
+
+
+def _join_streams(segment: SegmentInfo, streams: list[bytes], size: int, tables_at: _TablesAt, place: _Place) -> bytes:
     """The block's bytes, or indices, from its streams: interleaved or in chunks."""
     mode = len(streams)
     items = 2 * size if segment.nibble else size
     if mode == 8:
         out = bytearray(size)
         for s, stream in enumerate(streams):
-            out[s::8] = _decode_chunk(segment, stream, len(range(s, size, 8)), tables, place)
+            out[s::8] = _decode_chunk(segment, stream, range(s, size, 8), tables_at, place)
         return bytes(out)
     chunk = (items + 8 * mode - 1) // (8 * mode) * 8
     elements = bytearray()
     for s, stream in enumerate(streams):
-        length = min((s + 1) * chunk, items) - min(s * chunk, items)
-        elements += _decode_chunk(segment, stream, length, tables, place)
+        places = range(min(s * chunk, items), min((s + 1) * chunk, items))
+        elements += _decode_chunk(segment, stream, places, tables_at, place)
     if segment.nibble:
         return bytes(low | high << 4 for low, high in zip(elements[::2], elements[1::2], strict=True))
     return bytes(elements)
@@ -249,30 +313,30 @@ class _Reader:
             raise self.place.error(f"{left} bits behind the last item", "a sentinel bit, then zeros to the byte's end")
 
 
-def _decode_chunk(
-    segment: SegmentInfo, stream: bytes, length: int, tables: tuple[_Table, ...], place: _Place
-) -> bytearray:
-    """Section 6: the ``length`` items of one stream; for GAP and MASK8, an element a byte."""
+def _decode_chunk(segment: SegmentInfo, stream: bytes, places: range, tables_at: _TablesAt, place: _Place) -> bytearray:
+    """Section 6: the items at ``places`` of the block, from one stream; for GAP and MASK8, an element a byte."""
     reader = _Reader(stream, place)
-    if segment.alphabet == "PLAIN":
-        out = bytearray(reader.symbol(tables[0]) for _ in range(length))
+    if segment.alphabet in ("PLAIN", "PLANES"):
+        out = bytearray(reader.symbol(tables_at(item)[0]) for item in places)
     elif segment.alphabet == "PAIR":
-        out = bytearray(reader.symbol(tables[0]) | reader.symbol(tables[0]) << 4 for _ in range(length))
+        out = bytearray(reader.symbol(tables_at(0)[0]) | reader.symbol(tables_at(0)[0]) << 4 for _ in places)
     elif segment.alphabet == "GAP":
-        out = _decode_gaps(reader, length, segment, tables, place)
+        out = _decode_gaps(reader, places, segment, tables_at, place)
     else:
-        out = _decode_masks(reader, length, segment, tables, place)
+        out = _decode_masks(reader, places, segment, tables_at, place)
     reader.check_end()
     return out
 
 
 def _decode_gaps(
-    reader: _Reader, length: int, segment: SegmentInfo, tables: tuple[_Table, ...], place: _Place
+    reader: _Reader, places: range, segment: SegmentInfo, tables_at: _TablesAt, place: _Place
 ) -> bytearray:
+    length = len(places)
     out = bytearray([segment.fill]) * length
     p = 0
     while p < length:
-        gap = reader.symbol(tables[0])
+        gaps, values = tables_at(places.start + p)
+        gap = reader.symbol(gaps)
         p += gap
         if p > length:
             raise place.error(f"a gap up to element {p}", f"at most {length}")
@@ -280,22 +344,24 @@ def _decode_gaps(
             continue
         if p == length:
             break
-        out[p] = reader.symbol(tables[1])
+        out[p] = reader.symbol(values)
         p += 1
     return out
 
 
 def _decode_masks(
-    reader: _Reader, length: int, segment: SegmentInfo, tables: tuple[_Table, ...], place: _Place
+    reader: _Reader, places: range, segment: SegmentInfo, tables_at: _TablesAt, place: _Place
 ) -> bytearray:
+    length = len(places)
     out = bytearray([segment.fill]) * length
     for group in range(0, length, 8):
-        mask = reader.symbol(tables[0])
+        masks, values = tables_at(places.start + group)
+        mask = reader.symbol(masks)
         if mask >> min(8, length - group):
             raise place.error(f"mask {mask:#04x}", f"{length - group} elements")
         for k in range(8):
             if mask >> k & 1:
-                out[group + k] = reader.symbol(tables[1])
+                out[group + k] = reader.symbol(values)
     return out
 
 
@@ -304,7 +370,7 @@ def _read_set(
 ) -> tuple[tuple[_Table, ...], int]:
     """Section 7: the alphabet's tables and where they end."""
     values = book_count or 256
-    symbols = {"PLAIN": values, "PAIR": 16, "GAP": segment.cap + 1, "MASK8": 256}[segment.alphabet]
+    symbols = {"PLAIN": values, "PLANES": 256, "PAIR": 16, "GAP": segment.cap + 1, "MASK8": 256}[segment.alphabet]
     limit = esz.MAX_PAIR_BITS if segment.alphabet == "PAIR" else esz.MAX_CODE_BITS
     lengths, at = _read_lengths(data, at, symbols, limit, place)
     tables = [_make_table(lengths)]

@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
-
-SOURCES = Path(__file__).parents[2] / "edgeslim" / "codec" / "c"
-WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror")
-
-
-def compile_c(output: Path, *arguments: str | Path) -> Path:
-    """Runs gcc; a missing compiler is an error, not a reason to skip."""
-    command = ["gcc", *WARNINGS, *map(str, arguments), "-o", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return output
+from esz_compile import SOURCES, compile_c
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,9 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from edgeslim.codec.format import xxh32
+from edgeslim.codec.format import hash32
 
-RAW, PLAIN, PAIR, GAP, MASK8 = range(5)
+RAW, PLAIN, PAIR, GAP, MASK8, PLANES = range(6)
 COMPACT, NIBBLE = 1, 2
 
 
@@ -61,7 +61,7 @@ class Part:
     nibble: bool = False
     book_log2: int = 0
     book: bytes = b""
-    reserved: bytes = bytes(3)
+    row_units: int = 0
     ends: list[int] | None = None
     directory: bytes | None = None
     hash: int | None = None
@@ -83,7 +83,7 @@ class Part:
         directory, end = b"", 0
         for number, coded in enumerate(blocks):
             end += len(coded)
-            directory += struct.pack("<II", self.ends[number] if self.ends else end, xxh32(coded))
+            directory += struct.pack("<II", self.ends[number] if self.ends else end, hash32(coded))
         directory += self.book + (b"" if self.alphabet == RAW else self.sets)
         return directory if self.directory is None else self.directory, b"".join(blocks)
 
@@ -103,16 +103,16 @@ def assemble(parts: list[Part], *, tail: bytes = b"", padding: int = 0, **header
         start = end if compact else -(-end // 64) * 64
         inner = -(start + len(directory)) % 64 if part.alphabet == RAW and not compact else 0
         payload = directory + bytes([padding]) * inner + data
-        hashed = xxh32(payload if compact else directory)
+        hashed = hash32(payload if compact else directory)
         flags = (COMPACT if compact else 0) | (NIBBLE if part.nibble else 0)
         index += struct.pack(
-            "<QQIIIIHBBBBBBB3s",
+            "<QQIIIIHBBBBBBBBH",
             first(part.decoded_offset, len(image)), first(part.coded_offset, start),
             first(part.decoded_bytes, len(part.image)), first(part.coded_bytes, len(payload)),
             first(part.directory_bytes, len(directory)), first(part.hash, hashed),
             first(part.name_bytes, len(part.name)), part.alphabet, part.dtype, first(part.rank, len(part.shape)),
             part.block_log2, first(part.flags, flags), part.cap_log2, part.fill,
-            bytes([part.book_log2 or part.reserved[0]]) + part.reserved[1:],
+            part.book_log2, part.row_units,
         )  # fmt: skip
         index += struct.pack(f"<{len(part.shape)}I", *part.shape) + part.name
         payloads += bytes([padding]) * (start - end) + payload
@@ -123,6 +123,6 @@ def assemble(parts: list[Part], *, tail: bytes = b"", padding: int = 0, **header
         b"\x89ESZ\r\n\x1a\n", header.get("version", 1), header.get("header_bytes", 64), header.get("required", 0),
         header.get("optional", 0), header.get("count", len(parts)), header.get("index_bytes", index_bytes),
         header.get("decoded_bytes", len(image)), header.get("file_bytes", end + len(tail)),
-        header.get("image_hash", xxh32(image)), header.get("reserved", 0), header.get("index_hash", xxh32(index)),
+        header.get("image_hash", hash32(image)), header.get("reserved", 0), header.get("index_hash", hash32(index)),
     )  # fmt: skip
-    return head + struct.pack("<I", xxh32(head)) + index + payloads + tail
+    return head + struct.pack("<I", hash32(head)) + index + payloads + tail

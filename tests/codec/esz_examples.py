@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from esz_builder import GAP, MASK8, PAIR, PLAIN, Part, assemble
+from esz_builder import GAP, MASK8, PAIR, PLAIN, PLANES, Part, assemble, table
 
 # Lengths A 1, B 2, C 3, D 3 -> codes A 0, B 10, C 110, D 111. ABACABAD is 0 10 0 110 0 10 0 111, then the sentinel 1:
 # 01001100 1001111(1)  read from bit 0 up: 0x32, 0x79.
@@ -37,6 +37,21 @@ BOOK_BLOCK = bytes.fromhex("01 ff  00 21 02  62 01")
 BOOK_IMAGE = bytes.fromhex("0000803f 000000c0 0000803f 0000803f 0000003f 0000803f")
 
 
+# Sixteen bfloat16 values 1 (3f80) and -1 (bf80), rotated up by one bit: 7f00 and 7f01. The low bytes 00 and 01 take one
+# bit each, the high byte is always 7f and takes none. 0110 1001 1001 0110 and the sentinel -> 0x96, 0x69, 0x01.
+SIGNS = [0, 1, 1, 0, 1, 0, 0, 1, 1, 0, 0, 1, 0, 1, 1, 0]
+PLANES_IMAGE = b"".join(b"\x80\xbf" if sign else b"\x80\x3f" for sign in SIGNS)
+LOW_PLANE = bytes.fromhex("01 ff  02 01 00 01 11  96 69 01")
+HIGH_PLANE = bytes.fromhex("01 ff  02 00 7f 01  01")
+PLANES_BLOCK = bytes.fromhex("01 00  0a 00 00") + LOW_PLANE + HIGH_PLANE
+
+# Three rows of 8 bytes in classes 0, 1, 0: the map is 00 01 00, from the lowest two bits up -> 0x04. Class 0 knows A
+# alone, which takes no bits; in class 1 B is 0 and C is 1. 0 1 0 1 0 1 0 1 and the sentinel -> 0xAA, 0x01.
+ROWS_IMAGE = b"AAAAAAAABCBCBCBCAAAAAAAA"
+ROWS_SETS = b"\x04" + table({0x41: 1}) + table({0x42: 1, 0x43: 1}) + 2 * table({0x41: 1})
+ROWS_BLOCK = bytes.fromhex("01 00  04  aa 01")
+
+
 def hand_worked() -> dict[str, tuple[bytes, bytes]]:
     """Name -> (container, image)."""
     raw_big = bytes(range(5))
@@ -64,4 +79,16 @@ def hand_worked() -> dict[str, tuple[bytes, bytes]]:
         shape=(6,),
     )  # fmt: skip
     examples = {name: (assemble(list_), b"".join(part.image for part in list_)) for name, list_ in parts.items()}
-    return examples | {"codebook": (assemble([clustered], required=2), BOOK_IMAGE)}
+    signs = Part(
+        name=b"signs", image=PLANES_IMAGE, alphabet=PLANES, blocks=[PLANES_BLOCK], book_log2=1, fill=1, dtype=10,
+        shape=(16,),
+    )  # fmt: skip
+    rows = Part(
+        name=b"rows", image=ROWS_IMAGE, alphabet=PLAIN, blocks=[ROWS_BLOCK], block_log2=12, sets=ROWS_SETS, row_units=1,
+        shape=(3, 8),
+    )  # fmt: skip
+    return examples | {
+        "codebook": (assemble([clustered], required=2), BOOK_IMAGE),
+        "planes": (assemble([signs], required=4), PLANES_IMAGE),
+        "rows": (assemble([rows], required=8), ROWS_IMAGE),
+    }

@@ -44,7 +44,7 @@ static esz_status decode(const uint8_t *bytes, size_t n, uint32_t *image_hash) {
     image = malloc(size ? size : 1);
     if (image == NULL) exit(3);
     status = esz_decode_image(decoder, data, n, image, size, 0, NULL);
-    *image_hash = status == ESZ_OK ? esz_xxh32(image, size) : 0;
+    *image_hash = status == ESZ_OK ? esz_hash32(image, size) : 0;
     free(data);
     free(image);
     free(decoder);
@@ -61,24 +61,24 @@ static void reseal(uint8_t *data, size_t n, uint32_t image_hash) {
     if (index_bytes > n - 64) return;
     for (pass = 0; pass < 2; pass++) { /* the second time with the segments' hashes right */
         put32(data + 48, image_hash);
-        put32(data + 56, esz_xxh32(data + 64, index_bytes));
-        put32(data + 60, esz_xxh32(data, 60));
+        put32(data + 56, esz_hash32(data + 64, index_bytes));
+        put32(data + 60, esz_hash32(data, 60));
         if (pass == 1 || esz_parse_header(data, n, &header) != ESZ_OK) return;
         if (esz_index_begin(&cursor, &header, data + 64, n - 64) != ESZ_OK) return;
         while (esz_index_next(&cursor, &s) == ESZ_OK) {
             uint8_t *payload = data + (size_t)s.coded_offset;
             if (s.coded_offset + s.coded_bytes > n) break;
             if (s.flags & ESZ_COMPACT) {
-                put32(data + at + 28, esz_xxh32(payload, s.coded_bytes));
+                put32(data + at + 28, esz_hash32(payload, s.coded_bytes));
             } else {
                 uint32_t block, start = 0;
                 for (block = 0; block < s.block_count; block++) {
                     uint32_t end = get32(payload + 8 * block);
                     if (end < start || end > s.coded_bytes - s.data_offset) break;
-                    put32(payload + 8 * block + 4, esz_xxh32(payload + s.data_offset + start, end - start));
+                    put32(payload + 8 * block + 4, esz_hash32(payload + s.data_offset + start, end - start));
                     start = end;
                 }
-                put32(data + at + 28, esz_xxh32(payload, s.directory_bytes));
+                put32(data + at + 28, esz_hash32(payload, s.directory_bytes));
             }
             at = 64 + (size_t)cursor.at;
         }

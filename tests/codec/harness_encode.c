@@ -14,11 +14,11 @@ int main(void) {
     size_t s, d, a, t, i;
     for (s = 0; s < sizeof sizes / sizeof *sizes; s++)
         for (d = 0; d < sizeof densities / sizeof *densities; d++)
-            for (a = 0; a < 6; a++)
+            for (a = 0; a < 8; a++)
                 for (t = 0; t < 8; t++) {
                     size_t n = sizes[s];
                     uint8_t *data = malloc(n ? n : 1);
-                    esz_encode_options options = {12, 0, 0, 0};
+                    esz_encode_options options = {12, 0, 0, 0, 0, 0};
                     esz_encoded out;
                     if (data == NULL) return 3;
                     for (i = 0; i < n; i++) {
@@ -27,7 +27,9 @@ int main(void) {
                         if ((state >> 8 & 0xFF) % 100 >= densities[d]) data[i] = 0;
                         if (t & 1) data[i] &= 0x83;
                     }
-                    options.alphabets = a == 5 ? ~0u : 1u << a;
+                    options.alphabets = a >= 6 ? ~0u : 1u << a | ESZ_ALLOW_ROWS;
+                    options.item_bytes = a == 7 ? 4 : a == 5 ? 0 : 1;
+                    options.row_nibbles = 100 * t;
                     options.small = (uint32_t)t & 1;
                     options.streams = streams[t >> 1];
                     if (esz_encode_segment(data, n, &options, &out) != 0) return 1;

@@ -15,7 +15,6 @@ from esz_builder import GAP, PLAIN, Part, assemble, bits, block, stored, table
 from esz_examples import hand_worked
 
 from edgeslim.codec import Segment, encode_container
-from edgeslim.codec.format import ALPHABETS, CODEBOOK
 
 FOLDER = Path(__file__).parents[1] / "golden"
 
@@ -121,8 +120,30 @@ def encoded() -> dict[str, tuple[bytes, bytes]]:
         Segment("ids", int64[rng.integers(0, 3, 400)], "int64", (400,)),
     ]
     image = b"".join(segment.data.tobytes() for segment in segments)
-    container = encode_container(segments, block_bytes=16_384, alphabets=(*ALPHABETS, CODEBOOK))
-    return vectors | {"codebooks": (container, image)}
+    vectors["codebooks"] = (encode_container(segments, block_bytes=16_384), image)
+    weights = rng.normal(0, 0.05, 5_000)
+    segments = [
+        Segment("float32", weights.astype("<f4"), "float32", (5_000,)),
+        Segment("float16", weights.astype("<f2"), "float16", (5_000,)),
+        Segment("bfloat16", (weights.astype("<f4").view("<u4") >> 16).astype("<u2"), "bfloat16", (5_000,)),
+        Segment("scales", weights[:300].astype("<f4"), "float32", (300,)),
+    ]
+    image = b"".join(segment.data.tobytes() for segment in segments)
+    vectors["float_planes"] = (encode_container(segments, block_bytes=8_192), image)
+    density = rng.random((200, 1))
+    rows = np.round(rng.laplace(0, 1, (200, 160)) * (1 + 6 * density)).clip(-127, 127).astype(np.int8)
+    often = np.where(rng.random((300, 1)) < 0.5, 0.99, 0.5)
+    small = np.round(rng.laplace(0, 1, (300, 320))).clip(-1, 1).astype(np.int8)
+    sparse = np.where(rng.random((300, 320)) < often, 0, small).astype(np.int8)
+    nibbles = np.where(rng.random((300, 320)) < often, 8, small + 8)
+    segments = [
+        Segment("dense", rows, "int8", (200, 160)),
+        Segment("sparse", sparse, "int8", (300, 320)),
+        Segment("int4", (nibbles[:, ::2] | nibbles[:, 1::2] << 4).astype(np.uint8), "uint4x2", (300, 320)),
+    ]
+    image = b"".join(segment.data.tobytes() for segment in segments)
+    vectors["row_classes"] = (encode_container(segments, block_bytes=8_192), image)
+    return vectors
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ NAMES = sorted(name for name in DIGESTS if name.endswith(".esz"))
 SMALL_BYTES = 1200
 
 SIZES = (0, 1, 7, 8, 33, 64, 1000, 4096, 4097, 9001, 65_537, 300_000)
-ALPHABETS = ("RAW", "PLAIN", "PAIR", "GAP", "MASK8")
+ALPHABETS = ("RAW", "PLAIN", "PAIR", "GAP", "MASK8", "PLANES")
 NO_IMAGE_HASH = 1
 COMPACT, RAW = 1, 0
 
@@ -103,12 +103,12 @@ class CDecoder:
 
     def __init__(self) -> None:
         self.library = load_library()
-        self.library.esz_xxh32.restype = ctypes.c_uint32
+        self.library.esz_hash32.restype = ctypes.c_uint32
         self.library.esz_decoder_bytes.restype = ctypes.c_size_t
         self.decoder = ctypes.create_string_buffer(self.library.esz_decoder_bytes())
 
-    def xxh32(self, data: bytearray) -> int:
-        return int(self.library.esz_xxh32(bytes(data), ctypes.c_size_t(len(data))))
+    def hash32(self, data: bytearray) -> int:
+        return int(self.library.esz_hash32(bytes(data), ctypes.c_size_t(len(data))))
 
     def decode(self, case: bytes, options: int = 0) -> bytes | None:
         size = struct.unpack_from("<Q", case, 32)[0]
@@ -131,12 +131,12 @@ class CDecoder:
                 break
             at += self._set_payload_hashes(case, at)
         if index_end <= len(case):
-            struct.pack_into("<I", case, 56, self.xxh32(case[64:index_end]))
-        struct.pack_into("<I", case, 60, self.xxh32(case[:60]))
+            struct.pack_into("<I", case, 56, self.hash32(case[64:index_end]))
+        struct.pack_into("<I", case, 60, self.hash32(case[:60]))
         image = self.decode(bytes(case), NO_IMAGE_HASH)
         if image is not None:
-            struct.pack_into("<I", case, 48, self.xxh32(bytearray(image)))
-            struct.pack_into("<I", case, 60, self.xxh32(case[:60]))
+            struct.pack_into("<I", case, 48, self.hash32(bytearray(image)))
+            struct.pack_into("<I", case, 60, self.hash32(case[:60]))
         return bytes(case)
 
     def _set_payload_hashes(self, case: bytearray, at: int) -> int:
@@ -146,7 +146,7 @@ class CDecoder:
         )
         if start + coded <= len(case):
             if flags & COMPACT:
-                struct.pack_into("<I", case, at + 28, self.xxh32(case[start : start + coded]))
+                struct.pack_into("<I", case, at + 28, self.hash32(case[start : start + coded]))
             elif directory <= coded:
                 data = start + directory
                 data += -data % 64 if alphabet == RAW else 0
@@ -154,10 +154,10 @@ class CDecoder:
                 for block in range(min(directory // 8, (decoded + (1 << log2) - 1) >> log2)):
                     end = struct.unpack_from("<I", case, start + 8 * block)[0]
                     if block_start <= end <= len(case) - data:
-                        value = self.xxh32(case[data + block_start : data + end])
+                        value = self.hash32(case[data + block_start : data + end])
                         struct.pack_into("<I", case, start + 8 * block + 4, value)
                     block_start = end
-                struct.pack_into("<I", case, at + 28, self.xxh32(case[start : start + directory]))
+                struct.pack_into("<I", case, at + 28, self.hash32(case[start : start + directory]))
         return 44 + 4 * rank + name_bytes
 
 

@@ -16,7 +16,7 @@ from esz_builder import GAP, MASK8, PAIR, PLAIN, RAW, Part, assemble, bits, bloc
 from test_java_decoder import batch
 
 from edgeslim.codec import decode_container
-from edgeslim.codec.format import xxh32
+from edgeslim.codec.format import hash32
 from edgeslim.errors import BadInputError
 
 IMAGE = b"ABACABAD"
@@ -69,8 +69,8 @@ def with_longer_index(container: bytes) -> bytes:
     longer = bytearray(container[: 64 + size] + b"\0" + container[64 + size :])
     for at in (24, 40, 64 + 8):  # index_bytes, file_bytes, coded_offset of the COMPACT segment
         struct.pack_into("<Q", longer, at, struct.unpack_from("<Q", longer, at)[0] + 1)
-    struct.pack_into("<I", longer, 56, xxh32(longer[64 : 64 + size + 1]))
-    struct.pack_into("<I", longer, 60, xxh32(longer[:60]))
+    struct.pack_into("<I", longer, 56, hash32(longer[64 : 64 + size + 1]))
+    struct.pack_into("<I", longer, 60, hash32(longer[:60]))
     return bytes(longer)
 
 
@@ -122,7 +122,7 @@ def broken() -> Iterator[tuple[str, bytes]]:
         return rule, assemble([part])
 
     for field, values in {
-        "version": (0, 2), "header_bytes": (0, 65), "required": (1, 4, 8, 1 << 31), "reserved": (1,),
+        "version": (0, 2), "header_bytes": (0, 65), "required": (1, 15, 16, 1 << 31), "reserved": (1,),
         "count": (0, 2, 65_537, 0xFFFFFFFF), "index_bytes": (0, 54, 56, 1 << 27, 1 << 63),
         "decoded_bytes": (7, 9, 1 << 41, 1 << 63), "file_bytes": (0, 100, 1 << 41, 1 << 63), "image_hash": (0,),
         "index_hash": (0,),
@@ -135,8 +135,8 @@ def broken() -> Iterator[tuple[str, bytes]]:
         {"hash": 1}, {"name": b"a\x1f"}, {"name": b"n" * 1025}, {"name_bytes": 2}, {"name_bytes": 0xFFFF},
         {"rank": 9}, {"rank": 255}, {"shape": (1,) * 9}, {"shape": (1 << 31,)}, {"alphabet": 5},
         {"alphabet": 6}, {"alphabet": 255},
-        {"flags": 0}, {"flags": 3}, {"flags": 5}, {"cap_log2": 5}, {"fill": 1}, {"reserved": b"\1\0"},
-        {"reserved": b"\0\1"}, {"alphabet": RAW}, {"alphabet": GAP},
+        {"flags": 0}, {"flags": 3}, {"flags": 5}, {"cap_log2": 5}, {"fill": 1}, {"row_units": 1},
+        {"row_units": 65_535}, {"alphabet": RAW}, {"alphabet": GAP},
         {"image": b"", "blocks": [b""]}, {"image": b"", "alphabet": RAW, "hash": 0},
         {"image": bytes(65_537), "blocks": [stored(bytes(65_537))]},
     ):  # fmt: skip

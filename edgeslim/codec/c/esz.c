@@ -5,12 +5,17 @@
 
 #include <string.h>
 
+#include "esz_block.h"
+#include "esz_hash.h"
 #include "esz_sets.h"
-#include "esz_streams.h"
-#include "esz_table.h"
-#include "esz_xxh32.h"
 
 #define NOWHERE 0xFFFFFFFFu
+
+#if defined(ESZ_SMALL) /* four sets of tables would take 2 KiB */
+#define FEATURES (ESZ_FEATURE_CODEBOOK | ESZ_FEATURE_PLANES)
+#else
+#define FEATURES (ESZ_FEATURE_CODEBOOK | ESZ_FEATURE_PLANES | ESZ_FEATURE_ROWS)
+#endif
 
 static const uint8_t esz_magic[8] = {0x89, 'E', 'S', 'Z', '\r', '\n', 0x1A, '\n'};
 
@@ -24,18 +29,18 @@ static int all_zero(const uint8_t *p, size_t n) {
     return any == 0;
 }
 
-uint32_t esz_xxh32(const uint8_t *data, size_t size) { return esz_xxh32_of(data, size); }
+uint32_t esz_hash32(const uint8_t *data, size_t size) { return esz_hash_of(data, size); }
 
 size_t esz_hash_begin(void *state) {
-    if (state != NULL) esz_xxh32_begin((esz_xxh32_state *)state);
-    return sizeof(esz_xxh32_state);
+    if (state != NULL) esz_hash_start((esz_hash_state *)state);
+    return sizeof(esz_hash_state);
 }
 
 void esz_hash_add(void *state, const uint8_t *data, size_t size) {
-    esz_xxh32_add((esz_xxh32_state *)state, data, size);
+    esz_hash_take((esz_hash_state *)state, data, size);
 }
 
-uint32_t esz_hash_end(const void *state) { return esz_xxh32_end((const esz_xxh32_state *)state); }
+uint32_t esz_hash_end(const void *state) { return esz_hash_value((const esz_hash_state *)state); }
 
 size_t esz_decoder_bytes(void) { return sizeof(esz_decoder); }
 
@@ -43,7 +48,7 @@ esz_status esz_parse_header(const uint8_t *data, size_t size, esz_header *h) {
     if (size < ESZ_HEADER_BYTES) return ESZ_E_TRUNCATED;
     if (memcmp(data, esz_magic, sizeof esz_magic) != 0) return ESZ_E_MAGIC;
     if (load16(data + 8) != ESZ_VERSION) return ESZ_E_VERSION;
-    if (esz_load32(data + 60) != esz_xxh32_of(data, 60)) return ESZ_E_HEADER_HASH;
+    if (esz_load32(data + 60) != esz_hash_of(data, 60)) return ESZ_E_HEADER_HASH;
     h->required_features = esz_load32(data + 12);
     h->optional_features = esz_load32(data + 16);
     h->segment_count = esz_load32(data + 20);
@@ -52,7 +57,7 @@ esz_status esz_parse_header(const uint8_t *data, size_t size, esz_header *h) {
     h->file_bytes = esz_load64(data + 40);
     h->image_hash = esz_load32(data + 48);
     h->index_hash = esz_load32(data + 56);
-    if ((h->required_features & ~ESZ_FEATURE_CODEBOOK) != 0) return ESZ_E_FEATURE;
+    if ((h->required_features & ~FEATURES) != 0) return ESZ_E_FEATURE;
     if (load16(data + 10) != ESZ_HEADER_BYTES || esz_load32(data + 52) != 0 || h->segment_count > ESZ_MAX_SEGMENTS ||
         h->index_bytes > ESZ_MAX_INDEX_BYTES || h->decoded_bytes > ESZ_MAX_IMAGE_BYTES ||
         h->file_bytes > ESZ_MAX_FILE_BYTES || h->file_bytes < ESZ_HEADER_BYTES + h->index_bytes)
@@ -62,7 +67,7 @@ esz_status esz_parse_header(const uint8_t *data, size_t size, esz_header *h) {
 
 esz_status esz_index_begin(esz_cursor *c, const esz_header *h, const uint8_t *index, size_t size) {
     if (size < h->index_bytes) return ESZ_E_ARGUMENT;
-    if (esz_xxh32_of(index, (size_t)h->index_bytes) != h->index_hash) return ESZ_E_INDEX_HASH;
+    if (esz_hash_of(index, (size_t)h->index_bytes) != h->index_hash) return ESZ_E_INDEX_HASH;
     memset(c, 0, sizeof *c);
     c->index = index;
     c->index_bytes = h->index_bytes;
@@ -77,14 +82,17 @@ esz_status esz_index_begin(esz_cursor *c, const esz_header *h, const uint8_t *in
 /* The rules of an entry that concern its alphabet, flags and sizes. */
 static esz_status check_entry(esz_segment *s) {
     unsigned compact = s->flags & ESZ_COMPACT, sparse = s->alphabet == ESZ_GAP || s->alphabet == ESZ_MASK8;
-    if (s->alphabet > ESZ_MASK8) return ESZ_E_ALPHABET;
+    unsigned planes = s->alphabet == ESZ_PLANES;
+    if (s->alphabet > ESZ_PLANES) return ESZ_E_ALPHABET;
     if (s->decoded_bytes > ESZ_MAX_SEGMENT_BYTES || (s->flags & ~(ESZ_COMPACT | ESZ_NIBBLE)) != 0) return ESZ_E_INDEX;
     if ((s->flags & ESZ_NIBBLE) && (!sparse || s->fill > 15)) return ESZ_E_INDEX;
-    if (!sparse && s->fill != 0) return ESZ_E_INDEX;
+    if (!sparse && s->fill > planes) return ESZ_E_INDEX;
     if (s->alphabet == ESZ_GAP ? s->cap_log2 < 5 || s->cap_log2 > 8 : s->cap_log2 != 0) return ESZ_E_INDEX;
     if (s->book_log2 != 0 && (s->book_log2 > 3 || s->alphabet == ESZ_RAW || s->alphabet == ESZ_PAIR ||
                               (s->flags & ESZ_NIBBLE) || s->decoded_bytes % (1u << s->book_log2) != 0))
         return ESZ_E_INDEX;
+    if (planes && s->book_log2 == 0) return ESZ_E_INDEX;
+    if (s->row_items != 0 && (compact || (!sparse && s->alphabet != ESZ_PLAIN))) return ESZ_E_INDEX;
     if (compact) {
         if (s->decoded_bytes > ESZ_MAX_COMPACT_BYTES || s->directory_bytes != 0 || s->block_bytes != 0)
             return ESZ_E_INDEX;
@@ -114,6 +122,7 @@ esz_status esz_index_next(esz_cursor *c, esz_segment *s) {
     const uint8_t *e = c->index + (size_t)c->at;
     uint64_t left = c->index_bytes - c->at, start;
     esz_status status;
+    uint32_t needed = 0;
     unsigned i;
     if (c->number == c->count) {
         if (left != 0 || c->decoded_sum != c->decoded_bytes || c->coded_end != c->file_bytes) return ESZ_E_INDEX;
@@ -137,7 +146,8 @@ esz_status esz_index_next(esz_cursor *c, esz_segment *s) {
     s->fill = e[40];
     s->book_log2 = e[41];
     s->number = c->number;
-    if (e[42] != 0 || e[43] != 0 || s->name_bytes > ESZ_MAX_NAME_BYTES || s->rank > ESZ_MAX_RANK)
+    s->row_items = load16(e + 42) * ESZ_ROW_UNIT;
+    if (s->name_bytes > ESZ_MAX_NAME_BYTES || s->rank > ESZ_MAX_RANK)
         return ESZ_E_INDEX;
     if (left < ESZ_ENTRY_BYTES + 4u * s->rank + s->name_bytes) return ESZ_E_INDEX;
     for (i = 0; i < s->rank; i++) {
@@ -149,7 +159,12 @@ esz_status esz_index_next(esz_cursor *c, esz_segment *s) {
         if (s->name[i] < 0x20) return ESZ_E_INDEX;
     start = s->flags & ESZ_COMPACT ? c->coded_end : align64(c->coded_end);
     if (s->decoded_offset != c->decoded_sum || s->coded_offset != start) return ESZ_E_INDEX;
-    if (s->book_log2 != 0 && !(c->features & ESZ_FEATURE_CODEBOOK)) return ESZ_E_INDEX;
+    if (s->alphabet == ESZ_PLANES)
+        needed = ESZ_FEATURE_PLANES;
+    else if (s->book_log2 != 0)
+        needed = ESZ_FEATURE_CODEBOOK;
+    if (s->row_items != 0) needed |= ESZ_FEATURE_ROWS;
+    if ((needed & ~c->features) != 0) return ESZ_E_INDEX;
     if ((status = check_entry(s)) != ESZ_OK) return status;
     c->decoded_sum += s->decoded_bytes;
     c->coded_end = start + s->coded_bytes;
@@ -167,11 +182,11 @@ esz_status esz_segment_begin(esz_decoder *d, const esz_segment *s, const uint8_t
     d->directory = directory;
     d->set_count = 0;
     d->book = NULL;
-    d->book_count = 0;
+    d->book_count = 256;
     d->loaded_set = ESZ_NO_SET;
     if (!(s->flags & ESZ_COMPACT)) {
         if (size < s->directory_bytes) return ESZ_E_ARGUMENT;
-        if (esz_xxh32_of(directory, s->directory_bytes) != s->hash) return ESZ_E_DIRECTORY_HASH;
+        if (esz_hash_of(directory, s->directory_bytes) != s->hash) return ESZ_E_DIRECTORY_HASH;
         for (block = 0; block < s->block_count; block++) {
             uint32_t end = esz_load32(directory + 8 * (size_t)block), decoded = s->block_bytes;
             if (block + 1 == s->block_count) decoded = s->decoded_bytes - block * s->block_bytes;
@@ -183,7 +198,7 @@ esz_status esz_segment_begin(esz_decoder *d, const esz_segment *s, const uint8_t
         at = 8 * (size_t)s->block_count;
         if (s->alphabet != ESZ_RAW) {
             uint32_t k;
-            if (s->book_log2 != 0) {
+            if (esz_has_book(s)) {
                 size_t bytes = esz_read_book(d, directory + at, s->directory_bytes - at);
                 if (bytes == 0) return ESZ_E_DIRECTORY;
                 at += bytes;
@@ -192,14 +207,14 @@ esz_status esz_segment_begin(esz_decoder *d, const esz_segment *s, const uint8_t
             d->set_count = directory[at++];
             d->sets_at = (uint32_t)at;
             for (k = 0; k < d->set_count; k++) {
-                size_t bytes = esz_read_set(d, directory + at, s->directory_bytes - at, 0);
+                size_t bytes = esz_read_set(d, directory + at, s->directory_bytes - at, 0, 0);
                 if (bytes == 0) return ESZ_E_TABLE;
                 at += bytes;
             }
         }
         if (at != s->directory_bytes) return ESZ_E_DIRECTORY;
     }
-    if (s->decoded_bytes == 0 && s->hash != esz_xxh32_of(NULL, 0)) return ESZ_E_BLOCK_HASH; /* it has no block */
+    if (s->decoded_bytes == 0 && s->hash != esz_hash_of(NULL, 0)) return ESZ_E_BLOCK_HASH; /* it has no block */
     d->begun = 1;
     return ESZ_OK;
 }
@@ -223,17 +238,16 @@ esz_status esz_block_decode(esz_decoder *d, uint32_t block, const uint8_t *coded
     uint32_t offset, want_coded, want_decoded, hash = s->hash;
     unsigned mode, table;
     esz_status status;
-    esz_code code;
     if (esz_block_at(d, block, &offset, &want_coded, &want_decoded) != ESZ_OK || coded_bytes != want_coded ||
         decoded_bytes != want_decoded)
         return ESZ_E_ARGUMENT;
     if (!(s->flags & ESZ_COMPACT)) hash = esz_load32(d->directory + 8 * (size_t)block + 4);
-    if (esz_xxh32_of(coded, coded_bytes) != hash) return ESZ_E_BLOCK_HASH;
+    if (esz_hash_of(coded, coded_bytes) != hash) return ESZ_E_BLOCK_HASH;
     if (s->alphabet == ESZ_RAW) {
         memcpy(decoded, coded, coded_bytes);
         return ESZ_OK;
     }
-    if ((s->flags & ESZ_COMPACT) && s->book_log2 != 0) {
+    if ((s->flags & ESZ_COMPACT) && esz_has_book(s)) {
         size_t bytes = esz_read_book(d, coded, coded_bytes);
         if (bytes == 0) return ESZ_E_BLOCK;
         coded += bytes;
@@ -249,31 +263,18 @@ esz_status esz_block_decode(esz_decoder *d, uint32_t block, const uint8_t *coded
         memcpy(decoded, coded, coded_bytes);
         return ESZ_OK;
     }
-    if (mode != 1 && mode != 4 && (mode != 8 || s->alphabet > ESZ_PAIR)) return ESZ_E_BLOCK;
-    if (table == ESZ_OWN_TABLE) {
-        size_t bytes = esz_read_set(d, coded, coded_bytes, 1);
-        d->loaded_set = ESZ_NO_SET;
-        if (bytes == 0) return ESZ_E_TABLE;
-        coded += bytes;
-        coded_bytes -= bytes;
-    } else {
-        if (table >= d->set_count) return ESZ_E_BLOCK;
-        esz_load_set(d, table);
+    if (s->alphabet == ESZ_PLANES) {
+        if (mode != 1 || table != 0) return ESZ_E_BLOCK;
+        return esz_decode_planes(d, block, coded, coded_bytes, decoded, decoded_bytes);
     }
-    code.first = &d->first;
-    code.second = &d->second;
-    code.alphabet = s->alphabet;
-    code.nibble = (s->flags & ESZ_NIBBLE) != 0;
-    code.cap = s->alphabet == ESZ_GAP ? (1u << s->cap_log2) - 1 : 0;
-    code.fill = s->fill;
-    status = esz_streams_decode(&code, mode, coded, coded_bytes, decoded, decoded_bytes >> s->book_log2);
+    status = esz_decode_coded(d, block, mode, table, coded, coded_bytes, decoded, decoded_bytes >> s->book_log2, 1);
     if (status == ESZ_OK && s->book_log2 != 0) esz_map_book(d, decoded, decoded_bytes >> s->book_log2);
     return status;
 }
 
 /* `hash` (may be null) takes in every block while it is still in the cache. */
 static esz_status decode_segment(esz_decoder *d, const esz_segment *s, const uint8_t *payload, uint8_t *decoded,
-                                 esz_xxh32_state *hash, esz_where *where) {
+                                 esz_hash_state *hash, esz_where *where) {
     uint32_t block, offset, coded, size;
     esz_status status;
     where->segment = s->number;
@@ -288,7 +289,7 @@ static esz_status decode_segment(esz_decoder *d, const esz_segment *s, const uin
         where->offset = s->coded_offset + s->data_offset + offset;
         status = esz_block_decode(d, block, payload + s->data_offset + offset, coded, to, size);
         if (status != ESZ_OK) return status;
-        if (hash != NULL) esz_xxh32_add(hash, to, size);
+        if (hash != NULL) esz_hash_take(hash, to, size);
     }
     return ESZ_OK;
 }
@@ -305,7 +306,7 @@ esz_status esz_decode_image(esz_decoder *d, const uint8_t *data, size_t size, ui
     esz_header h;
     esz_cursor c;
     esz_segment s;
-    esz_xxh32_state hash;
+    esz_hash_state hash;
     esz_where unused;
     esz_status status;
     size_t end;
@@ -324,7 +325,7 @@ esz_status esz_decode_image(esz_decoder *d, const uint8_t *data, size_t size, ui
     }
     if (status != ESZ_END) return status;
     esz_index_begin(&c, &h, data + ESZ_HEADER_BYTES, size - ESZ_HEADER_BYTES);
-    esz_xxh32_begin(&hash);
+    esz_hash_start(&hash);
     end = ESZ_HEADER_BYTES + (size_t)h.index_bytes;
     while ((status = esz_index_next(&c, &s)) == ESZ_OK) {
         size_t start = (size_t)s.coded_offset;
@@ -339,7 +340,7 @@ esz_status esz_decode_image(esz_decoder *d, const uint8_t *data, size_t size, ui
     }
     where->segment = where->block = NOWHERE;
     where->offset = 48;
-    if (!(options & ESZ_NO_IMAGE_HASH) && esz_xxh32_end(&hash) != h.image_hash) return ESZ_E_IMAGE_HASH;
+    if (!(options & ESZ_NO_IMAGE_HASH) && esz_hash_value(&hash) != h.image_hash) return ESZ_E_IMAGE_HASH;
     return ESZ_OK;
 }
 

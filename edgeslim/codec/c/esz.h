@@ -1,9 +1,9 @@
 /* ESZ decoder: turns an ESZ container (FORMAT.md) back into the image that it holds.
  *
  * C99, needs stdint, stddef and string.h only; no heap, no stdio, no global state. The caller owns all memory, and
- * a size travels with every pointer. An esz_decoder is the only work space: about 17 KiB, or under 1 KiB when built
- * with ESZ_SMALL (canonical decoding without look-up tables, for small devices). It may lie in static memory; one
- * per thread decodes blocks in parallel.
+ * a size travels with every pointer. An esz_decoder is the only work space: about 33 KiB, or under 1 KiB when built
+ * with ESZ_SMALL (canonical decoding without look-up tables, for small devices; it refuses row classes). It may lie in
+ * static memory; one per thread decodes blocks in parallel.
  *
  * Whole container in memory:     esz_parse_header, allocate header.decoded_bytes, esz_decode_image.
  * One segment (or one block):    esz_parse_header, esz_index_begin, esz_index_next, esz_segment_begin,
@@ -59,7 +59,8 @@ typedef struct {
     const uint8_t *name;  /* points into the index; not terminated by zero */
     uint16_t name_bytes;
     uint8_t alphabet, dtype, rank, flags, cap_log2, fill;
-    uint8_t book_log2;    /* 0, or the codebook's values take 2^book_log2 bytes */
+    uint8_t book_log2;    /* 0, or the values of codebook or PLANES take 2^book_log2 bytes */
+    uint32_t row_items;   /* 0, or the items of a row, each of which has a class */
 } esz_segment;
 
 typedef struct {
@@ -68,26 +69,25 @@ typedef struct {
     uint32_t number, count, features;
 } esz_cursor;
 
-/* A code table ready for decoding. */
+/* Work space of a decoder. Its fields are private. */
 #if defined(ESZ_SMALL)
 typedef struct {
     uint16_t count[ESZ_MAX_CODE_BITS + 1]; /* codes of each length; count[0] is 1 if the only code takes no bits */
     uint8_t symbol[256];                   /* in canonical order */
 } esz_table;
-#else
-typedef struct {
-    uint32_t bits;        /* entries are indexed by this many bits */
-    uint16_t entry[4096]; /* code length | symbol << 8 */
-} esz_table;
 #endif
 
-/* Work space of a decoder. Its fields are private. */
 typedef struct {
     esz_segment segment;
     const uint8_t *directory; /* the caller's; must stay until the segment is done */
     const uint8_t *book;      /* the codebook's values, in the directory or the block */
     uint32_t sets_at, set_count, loaded_set, begun, book_count;
-    esz_table first, second;
+#if defined(ESZ_SMALL)
+    esz_table table[2];
+#else
+    uint32_t bits[2]; /* of an index into a first and into a second table */
+    uint16_t entry[2 * ESZ_ROW_CLASSES << ESZ_MAX_CODE_BITS]; /* first tables of all classes, then second ones */
+#endif
 } esz_decoder;
 
 /* Where a failure lies: a byte offset in the container, and the segment and block (or 0xFFFFFFFF for none). */
@@ -130,11 +130,11 @@ ESZ_API esz_status esz_segment_decode(esz_decoder *decoder, const esz_segment *s
 ESZ_API esz_status esz_decode_image(esz_decoder *decoder, const uint8_t *data, size_t size, uint8_t *image,
                                     size_t image_bytes, uint32_t options, esz_where *where);
 
-/* XXH32 with seed 0. */
-ESZ_API uint32_t esz_xxh32(const uint8_t *data, size_t size);
+/* The container's hash (FORMAT.md, section 1). */
+ESZ_API uint32_t esz_hash32(const uint8_t *data, size_t size);
 
-/* XXH32 in pieces, for the image's hash when blocks are decoded one by one. esz_hash_begin returns the size of a state,
- * and begins one if `state` (aligned for 64 bits) is not null. */
+/* The same in pieces, for the image's hash when blocks are decoded one by one. esz_hash_begin returns the size of a
+ * state, and begins one if `state` (aligned for 64 bits) is not null. */
 ESZ_API size_t esz_hash_begin(void *state);
 ESZ_API void esz_hash_add(void *state, const uint8_t *data, size_t size);
 ESZ_API uint32_t esz_hash_end(const void *state);

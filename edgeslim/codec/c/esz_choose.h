@@ -15,8 +15,14 @@
  * see, such as 2:4 sparsity, but no more than that. */
 #define ESZ_NIBBLE_MARGIN 1.25
 
-#define ESZ_STRETCH 16384u
-#define ESZ_STRETCHES 32u
+/* GAP and MASK8 decode slower than PLAIN and PAIR, and must be this much smaller. */
+#define ESZ_SPARSE_GAIN 0.99
+
+/* PLANES, too: what a sample of two planes seems to gain over their bytes in one may be chance. */
+#define ESZ_PLANES_GAIN 0.99
+
+#define ESZ_STRETCH 8192u
+#define ESZ_STRETCHES 16u
 
 /* What a table set is made of. */
 static void esz_set_shape(const esz_kind *k, int small, unsigned symbols[2], unsigned limit[2]) {
@@ -30,11 +36,12 @@ static void esz_set_shape(const esz_kind *k, int small, unsigned symbols[2], uns
     limit[1] = small ? 8 : ESZ_MAX_CODE_BITS;
 }
 
-/* The codes for counts (2 x 256). A value table that would be empty gets one symbol that no stream uses. */
+/* The codes for counts (2 x 256). A table that would be empty gets one symbol that no stream uses. */
 static void esz_set_codes(esz_codebook b[2], const uint32_t *counts, const esz_kind *k, int small) {
     unsigned symbols[2], limit[2];
     esz_set_shape(k, small, symbols, limit);
     esz_code_lengths(&b[0], counts, symbols[0], limit[0]);
+    if (b[0].used == 0) b[0].used = b[0].length[0] = 1;
     b[1].symbols = 0;
     if (symbols[1] == 0) return;
     esz_code_lengths(&b[1], counts + 256, symbols[1], limit[1]);
@@ -90,14 +97,20 @@ static size_t esz_sample(const uint8_t *d, size_t n, const esz_kind *k, uint32_t
     unsigned s;
     memset(counts, 0, 512 * sizeof *counts);
     if (n <= ESZ_STRETCH * ESZ_STRETCHES) {
-        esz_count(d, 0, n * per_byte, k, counts);
+        esz_count(d, 0, n * per_byte, k, NULL, 0, counts);
         return n;
     }
     for (s = 0; s < ESZ_STRETCHES; s++) {
         size_t at = (size_t)((uint64_t)(n - ESZ_STRETCH) * s / (ESZ_STRETCHES - 1)) & ~(size_t)63;
-        esz_count(d + at, 0, ESZ_STRETCH * per_byte, k, counts);
+        esz_count(d + at, 0, ESZ_STRETCH * per_byte, k, NULL, 0, counts);
     }
     return ESZ_STRETCH * ESZ_STRETCHES;
+}
+
+/* Byte `plane` of a value whose bits are rotated up by one, the sign to the end, or not. */
+static unsigned esz_plane_byte(const uint8_t *value, size_t width, size_t plane, unsigned rotate) {
+    unsigned below = value[plane > 0 ? plane - 1 : width - 1];
+    return rotate ? (value[plane] << 1 | below >> 7) & 255u : value[plane];
 }
 
 typedef struct {
@@ -111,7 +124,7 @@ static void esz_weigh(esz_choice *best, const esz_kind *k, const uint32_t *count
     double bits;
     esz_set_codes(b, counts, k, small);
     bits = (double)esz_set_bits(b, counts) * scale + 8.0 * (double)esz_set_write(NULL, b);
-    if (bits >= best->bits) return;
+    if (bits >= best->bits * (b[1].symbols && best->kind.alphabet <= ESZ_PAIR ? ESZ_SPARSE_GAIN : 1)) return;
     best->bits = bits;
     best->kind = *k;
 }
@@ -123,7 +136,7 @@ static void esz_weigh_sparse(esz_choice *best, const uint8_t *d, size_t n, unsig
     uint32_t counts[512], recapped[512];
     double total = 0, least = 0;
     unsigned i, cap = 31;
-    esz_kind k = {ESZ_GAP, 0, 255, 0, 256};
+    esz_kind k = {ESZ_GAP, 0, 255, 0, 256, 0};
     k.nibble = nibble;
     for (i = 0; i < (nibble ? 16u : 256u); i++) {
         total += seen[i];
@@ -159,8 +172,8 @@ static void esz_weigh_sparse(esz_choice *best, const uint8_t *d, size_t n, unsig
  * storing the bytes. `indices`: the bytes stand for values, so nibbles of them are not tried. */
 static double esz_choose(esz_kind *best, const uint8_t *d, size_t n, const esz_encode_options *o, int indices) {
     uint32_t bytes[512], nibbles[512] = {0};
-    esz_choice choice = {{ESZ_RAW, 0, 0, 0, 256}, 0};
-    esz_kind k = {ESZ_PLAIN, 0, 0, 0, 256};
+    esz_choice choice = {{ESZ_RAW, 0, 0, 0, 256, 0}, 0};
+    esz_kind k = {ESZ_PLAIN, 0, 0, 0, 256, 0};
     double scale;
     unsigned i;
     choice.bits = (indices ? 64.0 : 8.0) * (double)n; /* an index replaces up to 8 bytes */
@@ -178,6 +191,27 @@ static double esz_choose(esz_kind *best, const uint8_t *d, size_t n, const esz_e
         esz_weigh_sparse(&choice, d, n, 1, nibbles, o, scale);
     *best = choice.kind;
     return choice.bits;
+}
+
+/* PLANES of values of 2^log2 bytes: the bits of it all, and whether rotated values are cheaper. */
+static double esz_weigh_planes(const uint8_t *d, size_t n, unsigned log2, unsigned *rotate) {
+    const size_t width = (size_t)1 << log2, values = n >> log2, step = values / 16384 + 1;
+    double bits[2] = {0, 0};
+    size_t plane, i, seen;
+    for (*rotate = 0; *rotate < 2; (*rotate)++)
+        for (plane = 0; plane < width; plane++) {
+            uint32_t counts[256] = {0};
+            double coded;
+            esz_codebook b;
+            for (i = seen = 0; i < values; i += step, seen++)
+                counts[esz_plane_byte(d + i * width, width, plane, *rotate)]++;
+            esz_code_lengths(&b, counts, 256, ESZ_MAX_CODE_BITS);
+            coded = (double)esz_total_bits(&b, counts) * (double)values / (double)seen;
+            coded += 8.0 * (double)esz_table_write(NULL, &b) + 24;
+            bits[*rotate] += coded < 8.0 * (double)values ? coded : 8.0 * (double)values + 16;
+        }
+    *rotate = bits[1] < bits[0];
+    return bits[*rotate] + 24.0 * (double)width;
 }
 
 #endif

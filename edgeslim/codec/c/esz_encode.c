@@ -9,9 +9,10 @@
 
 #include "esz_book.h"
 #include "esz_choose.h"
+#include "esz_hash.h"
 #include "esz_huffman.h"
+#include "esz_rows.h"
 #include "esz_walk.h"
-#include "esz_xxh32.h"
 
 /* Segments up to this size are COMPACT even if RAW: aligning them would cost more than it could save. */
 #define RAW_COMPACT_BYTES 4096u
@@ -30,6 +31,8 @@ typedef struct {
     size_t size;
     esz_kind kind;
     esz_book book;
+    esz_rows rows;
+    unsigned classes; /* 1, or ESZ_ROW_CLASSES with rows */
 } source;
 
 static unsigned choose_streams(size_t items, const esz_kind *k, const esz_encode_options *o) {
@@ -45,16 +48,18 @@ static void stream_part(size_t items, unsigned streams, unsigned s, size_t *from
     *to = streams == 8 ? items : esz_chunk_end(items, streams, s);
 }
 
-static void count_block(uint32_t *counts, const uint8_t *d, size_t n, const esz_kind *k, unsigned streams) {
+/* Counts a block of n bytes from item `start` of the segment on. */
+static void count_block(uint32_t *counts, const uint8_t *d, size_t n, const esz_kind *k, const esz_rows *rows,
+                        size_t start, unsigned streams) {
     size_t items = esz_items(n, k), from, to, step;
     unsigned s;
     if (k->alphabet <= ESZ_PAIR) {
-        esz_count(d, 0, items, k, counts);
+        esz_count(d, 0, items, k, rows, start, counts);
         return;
     }
     for (s = 0; s < streams; s++) {
         stream_part(items, streams, s, &from, &to, &step);
-        esz_count(d, from, to, k, counts);
+        esz_count(d, from, to, k, rows, start, counts);
     }
 }
 
@@ -65,55 +70,104 @@ static size_t store_block(uint8_t *p, const uint8_t *d, size_t n) {
     return n + 2;
 }
 
-/* Codes the block of `n` bytes from `start_byte` of the segment at `p`, which has room for n + 2 bytes and slack; returns
- * its size. `shared` may be null. */
-static size_t code_block(uint8_t *p, const source *src, size_t start_byte, size_t n, unsigned streams,
-                         const uint32_t *counts, const esz_codebook *shared, int small, int *used_shared) {
-    const esz_kind *k = &src->kind;
-    const uint8_t *d = src->items + (start_byte >> src->book.log2);
-    esz_codebook own[2];
-    const esz_codebook *b = own;
+/* A block, or a plane of one, and what is known about it. */
+typedef struct {
+    const uint8_t *bytes, *items; /* as they are, and as they are coded */
+    size_t size, count;           /* bytes, and coded bytes */
+    size_t start;                 /* the first item within the segment */
+    const esz_kind *kind;
+    const esz_rows *rows; /* or null */
+    unsigned classes, streams;
+    const uint32_t *counts;           /* 2 x 256 for each class */
+    const esz_codebook (*shared)[2];  /* the directory's codes of each class, or null */
+    unsigned set;                     /* the first one's index in the directory */
+    int small;
+} part;
+
+static size_t map_bytes(const part *b, size_t items) {
+    size_t first = b->start / b->rows->items, last = (b->start + items - 1) / b->rows->items;
+    return (last - first + 4) / 4;
+}
+
+static void write_map(uint8_t *p, const part *b, size_t items) {
+    size_t first = b->start / b->rows->items, last = (b->start + items - 1) / b->rows->items, row;
+    memset(p, 0, map_bytes(b, items));
+    for (row = first; row <= last; row++) p[(row - first) / 4] |= (uint8_t)(b->rows->number[row] << (row - first) % 4 * 2);
+}
+
+/* Codes `b` at `p`, which has room for size + 2 bytes and slack; returns what it took. */
+static size_t code_part(uint8_t *p, const part *b, int *used_shared) {
+    esz_codebook own[1][2];
+    const esz_codebook(*books)[2] = (const esz_codebook(*)[2])own;
     uint64_t own_bits, shared_bits = ~(uint64_t)0, bits;
-    size_t own_bytes, at, items = esz_items(n >> src->book.log2, k), from, to, step;
+    uint32_t sum[512];
+    const esz_rows *rows = NULL;
+    size_t at = 2, items = esz_items(b->count, b->kind), from, to, step;
     esz_writer w;
-    unsigned s;
-    esz_set_codes(own, counts, k, small);
-    own_bytes = esz_set_write(NULL, own);
-    own_bits = esz_set_bits(own, counts) + 8 * own_bytes;
-    if (shared != NULL) shared_bits = esz_set_bits(shared, counts);
+    unsigned s, i, c;
+    memcpy(sum, b->counts, sizeof sum);
+    for (c = 1; c < b->classes; c++)
+        for (i = 0; i < 512; i++) sum[i] += b->counts[512 * c + i];
+    esz_set_codes(own[0], sum, b->kind, b->small);
+    own_bits = esz_set_bits(own[0], sum) + 8 * esz_set_write(NULL, own[0]);
+    if (b->shared != NULL) {
+        shared_bits = b->rows != NULL ? 8 * map_bytes(b, items) : 0;
+        for (c = 0; c < b->classes; c++) shared_bits += esz_set_bits(b->shared[c], b->counts + 512 * c);
+    }
     bits = own_bits < shared_bits ? own_bits : shared_bits;
     /* At most: header, stream sizes, and a started byte with the sentinel for each stream. */
-    if (2 + 3 * (streams - 1) + bits / 8 + 1 + streams > n + 2) return store_block(p, src->bytes + start_byte, n);
-    p[0] = (uint8_t)streams;
-    at = 2;
+    if (2 + 3 * (b->streams - 1) + bits / 8 + 1 + b->streams > b->size + 2) return store_block(p, b->bytes, b->size);
+    p[0] = (uint8_t)b->streams;
+    p[1] = ESZ_OWN_TABLE;
     if (own_bits < shared_bits) {
-        p[1] = ESZ_OWN_TABLE;
-        at += esz_set_write(p + at, own);
-        esz_assign_codes(&own[0]);
-        if (own[1].symbols) esz_assign_codes(&own[1]);
+        at += esz_set_write(p + at, own[0]);
+        esz_assign_codes(&own[0][0]);
+        if (own[0][1].symbols) esz_assign_codes(&own[0][1]);
     } else {
-        p[1] = 0;
-        b = shared;
+        p[1] = (uint8_t)b->set;
+        books = b->shared;
+        rows = b->rows;
         *used_shared = 1;
+        if (rows != NULL) {
+            write_map(p + at, b, items);
+            at += map_bytes(b, items);
+        }
     }
-    w.p = p + at + 3 * (streams - 1);
+    w.p = p + at + 3 * (b->streams - 1);
     w.bits = 0;
     w.held = 0;
-    w.first = &b[0];
-    w.second = &b[1];
-    for (s = 0; s < streams; s++) {
+    w.first = &books[0][0];
+    w.second = &books[0][1];
+    for (s = 0; s < b->streams; s++) {
         uint8_t *start = w.p;
         size_t size;
-        stream_part(items, streams, s, &from, &to, &step);
-        esz_put(d, from, to, step, k, &w);
+        stream_part(items, b->streams, s, &from, &to, &step);
+        esz_put(b->items, from, to, step, b->kind, rows, b->start, books, &w);
         esz_finish(&w);
         size = (size_t)(w.p - start);
-        if (s + 1 == streams) break;
+        if (s + 1 == b->streams) break;
         p[at + 3 * s] = (uint8_t)size;
         p[at + 3 * s + 1] = (uint8_t)(size >> 8);
         p[at + 3 * s + 2] = (uint8_t)(size >> 16);
     }
     return (size_t)(w.p - p);
+}
+
+/* The block of `n` bytes from byte `start` of the segment on. */
+static part block_of(const source *src, size_t start, size_t n, const esz_encode_options *o) {
+    part b;
+    memset(&b, 0, sizeof b);
+    b.bytes = src->bytes + start;
+    b.items = src->items + (start >> src->book.log2);
+    b.size = n;
+    b.count = n >> src->book.log2;
+    b.start = esz_items(start >> src->book.log2, &src->kind);
+    b.kind = &src->kind;
+    b.rows = src->rows.items != 0 ? &src->rows : NULL;
+    b.classes = src->classes;
+    b.streams = choose_streams(esz_items(b.count, b.kind), b.kind, o);
+    b.small = o->small != 0;
+    return b;
 }
 
 /* A RAW payload without its data: directory, then zeros up to a multiple of 64. */
@@ -123,7 +177,7 @@ static int encode_raw(const uint8_t *d, size_t n, const esz_encode_options *o, e
     if (n <= RAW_COMPACT_BYTES) {
         out->flags = ESZ_COMPACT;
         out->coded_bytes = (uint32_t)n;
-        out->hash = esz_xxh32_of(d, n);
+        out->hash = esz_hash_of(d, n);
         return 0;
     }
     head = (8 * blocks + 63) & ~(size_t)63;
@@ -132,70 +186,162 @@ static int encode_raw(const uint8_t *d, size_t n, const esz_encode_options *o, e
     for (i = 0; i < blocks; i++) {
         size_t size = n - i * block < block ? n - i * block : block;
         esz_store32(out->payload + 8 * i, (uint32_t)(i * block + size));
-        esz_store32(out->payload + 8 * i + 4, esz_xxh32_of(d + i * block, size));
+        esz_store32(out->payload + 8 * i + 4, esz_hash_of(d + i * block, size));
     }
     out->block_log2 = (uint8_t)o->block_log2;
     out->directory_bytes = (uint32_t)(8 * blocks);
-    out->hash = esz_xxh32_of(out->payload, out->directory_bytes);
+    out->hash = esz_hash_of(out->payload, out->directory_bytes);
     out->payload_bytes = (uint32_t)head;
     out->coded_bytes = (uint32_t)(head + n);
     return 0;
 }
 
+/* Plane `plane` of the block's values. */
+static void take_plane(uint8_t *to, const part *b, size_t plane) {
+    const size_t width = b->kind->planes;
+    size_t i;
+    for (i = 0; i * width < b->size; i++)
+        to[i] = (uint8_t)esz_plane_byte(b->bytes + i * width, width, plane, b->kind->fill);
+}
+
+static void count_planes(uint32_t *counts, const part *b) {
+    const size_t width = b->kind->planes;
+    size_t i, plane;
+    for (plane = 0; plane < width; plane++)
+        for (i = 0; i < b->size; i += width)
+            counts[512 * plane + esz_plane_byte(b->bytes + i, width, plane, b->kind->fill)]++;
+}
+
+/* Codes a block of PLANES: a part for each byte of a value, least significant first. `from` has the counts and codes of
+ * all planes, or is null. Returns its size, or 0 if out of memory. */
+static size_t code_planes(uint8_t *p, const source *src, size_t start, size_t n, const esz_encode_options *o,
+                          const part *from, int *used_shared) {
+    static const esz_kind plain = {ESZ_PLAIN, 0, 0, 0, 256, 0};
+    const part whole = block_of(src, start, n, o);
+    const size_t width = src->kind.planes, items = n / width;
+    uint8_t *coded = (uint8_t *)malloc(n + 32 * width + 64), *bytes = (uint8_t *)malloc(items + 1);
+    size_t plane, at = 2 + 3 * (width - 1);
+    if (coded == NULL || bytes == NULL) at = 0;
+    for (plane = 0; plane < width && at != 0; plane++) {
+        uint32_t counts[512] = {0};
+        size_t size;
+        part b;
+        memset(&b, 0, sizeof b);
+        take_plane(bytes, &whole, plane);
+        esz_count_bytes(bytes, items, counts);
+        b.bytes = b.items = bytes;
+        b.size = b.count = items;
+        b.kind = &plain;
+        b.classes = 1;
+        b.streams = choose_streams(items, &plain, o);
+        b.counts = counts;
+        b.shared = from != NULL ? from->shared + plane : NULL;
+        b.set = (unsigned)plane;
+        b.small = o->small != 0;
+        size = code_part(coded + at, &b, used_shared);
+        if (plane + 1 < width) {
+            coded[2 + 3 * plane] = (uint8_t)size;
+            coded[3 + 3 * plane] = (uint8_t)(size >> 8);
+            coded[4 + 3 * plane] = (uint8_t)(size >> 16);
+        }
+        at += size;
+    }
+    if (at > n + 2) {
+        at = store_block(p, src->bytes + start, n);
+    } else if (at != 0) {
+        coded[0] = 1;
+        coded[1] = 0;
+        memcpy(p, coded, at);
+    }
+    free(coded);
+    free(bytes);
+    return at;
+}
+
 /* One block without a directory. */
 static int encode_compact(const source *src, const esz_encode_options *o, esz_encoded *out) {
     uint32_t counts[512] = {0};
-    size_t n = src->size, items = n >> src->book.log2, book = esz_book_write(NULL, &src->book);
-    unsigned streams = choose_streams(esz_items(items, &src->kind), &src->kind, o);
+    size_t n = src->size, book = esz_book_write(NULL, &src->book);
     int unused = 0;
-    out->payload = (uint8_t *)malloc(book + n + 32);
+    part b = block_of(src, 0, n, o);
+    out->payload = (uint8_t *)malloc(book + n + 64);
     if (out->payload == NULL) return 2;
-    count_block(counts, src->items, items, &src->kind, streams);
-    out->flags |= ESZ_COMPACT;
     esz_book_write(out->payload, &src->book);
-    out->coded_bytes =
-        (uint32_t)(book + code_block(out->payload + book, src, 0, n, streams, counts, NULL, o->small != 0, &unused));
+    out->flags |= ESZ_COMPACT;
+    if (src->kind.alphabet == ESZ_PLANES) {
+        out->coded_bytes = (uint32_t)code_planes(out->payload, src, 0, n, o, NULL, &unused);
+        if (out->coded_bytes == 0) return 2;
+    } else {
+        count_block(counts, b.items, b.count, b.kind, NULL, 0, b.streams);
+        b.counts = counts;
+        b.rows = NULL;
+        b.classes = 1;
+        out->coded_bytes = (uint32_t)(book + code_part(out->payload + book, &b, &unused));
+    }
     out->payload_bytes = out->coded_bytes;
-    out->hash = esz_xxh32_of(out->payload, out->payload_bytes);
+    out->hash = esz_hash_of(out->payload, out->payload_bytes);
+    return 0;
+}
+
+/* Counts all blocks into `counts` (classes x 2 x 256 each; of PLANES, the planes are the classes), and sets the shared
+ * codes of each class. */
+static int share_codes(const source *src, const esz_encode_options *o, uint32_t *counts, size_t blocks, size_t block,
+                       esz_codebook (*shared)[2]) {
+    const size_t each = (size_t)512 * src->classes;
+    uint32_t *sum = counts + each * blocks;
+    size_t i, j;
+    unsigned c;
+    for (i = 0; i < blocks; i++) {
+        part b = block_of(src, i * block, src->size - i * block < block ? src->size - i * block : block, o);
+        if (src->kind.alphabet == ESZ_PLANES)
+            count_planes(counts + each * i, &b);
+        else
+            count_block(counts + each * i, b.items, b.count, b.kind, b.rows, b.start, b.streams);
+        for (j = 0; j < each; j++) sum[j] += counts[each * i + j];
+    }
+    for (c = 0; c < src->classes; c++) {
+        esz_set_codes(shared[c], sum + 512 * c, &src->kind, o->small != 0);
+        esz_assign_codes(&shared[c][0]);
+        if (shared[c][1].symbols) esz_assign_codes(&shared[c][1]);
+    }
     return 0;
 }
 
 static int encode_blocks(const source *src, const esz_encode_options *o, esz_encoded *out) {
-    const esz_kind *k = &src->kind;
-    const unsigned log2 = src->book.log2;
-    size_t n = src->size, block = (size_t)1 << o->block_log2, blocks = (n - 1) / block + 1, i, at, size, head_bytes;
-    uint32_t *counts = (uint32_t *)calloc(blocks + 1, 512 * sizeof *counts), *sum;
-    uint8_t *data = (uint8_t *)malloc(n + 2 * blocks + 32), *head = NULL;
-    esz_codebook *shared = (esz_codebook *)malloc(2 * sizeof *shared);
+    const size_t each = (size_t)512 * src->classes;
+    size_t n = src->size, block = (size_t)1 << o->block_log2, blocks = (n - 1) / block + 1, i, at, head_bytes;
+    uint32_t *counts = (uint32_t *)calloc(blocks + 1, each * sizeof *counts);
+    uint8_t *data = (uint8_t *)malloc(n + 2 * blocks + 64), *head = NULL;
+    esz_codebook(*shared)[2] = (esz_codebook(*)[2])malloc(src->classes * sizeof *shared);
+    const esz_codebook(*codes)[2] = (const esz_codebook(*)[2])shared;
     int used = 0, status = 2;
+    unsigned c;
     if (counts == NULL || data == NULL || shared == NULL) goto done;
-    sum = counts + 512 * blocks;
-    for (i = 0; i < blocks; i++) {
-        unsigned j;
-        size = (n - i * block < block ? n - i * block : block) >> log2;
-        count_block(counts + 512 * i, src->items + (i * block >> log2), size, k,
-                    choose_streams(esz_items(size, k), k, o));
-        for (j = 0; j < 512; j++) sum[j] += counts[512 * i + j];
-    }
-    esz_set_codes(shared, sum, k, o->small != 0);
-    esz_assign_codes(&shared[0]);
-    if (shared[1].symbols) esz_assign_codes(&shared[1]);
-    head = (uint8_t *)malloc(8 * blocks + esz_book_write(NULL, &src->book) + 1 + esz_set_write(NULL, shared));
+    share_codes(src, o, counts, blocks, block, shared);
+    head_bytes = 8 * blocks + esz_book_write(NULL, &src->book) + 1;
+    for (c = 0; c < src->classes; c++) head_bytes += esz_set_write(NULL, shared[c]);
+    head = (uint8_t *)malloc(head_bytes);
     if (head == NULL) goto done;
     for (i = at = 0; i < blocks; i++) {
-        size_t start = at;
-        size = n - i * block < block ? n - i * block : block;
-        at += code_block(data + at, src, i * block, size, choose_streams(esz_items(size >> log2, k), k, o),
-                         counts + 512 * i, shared, o->small != 0, &used);
+        size_t start = at, size = n - i * block < block ? n - i * block : block, took;
+        part b = block_of(src, i * block, size, o);
+        b.counts = counts + each * i;
+        b.shared = codes;
+        if (src->kind.alphabet == ESZ_PLANES)
+            took = code_planes(data + at, src, i * block, size, o, &b, &used);
+        else
+            took = code_part(data + at, &b, &used);
+        if (took == 0) goto done;
+        at += took;
         esz_store32(head + 8 * i, (uint32_t)at);
-        esz_store32(head + 8 * i + 4, esz_xxh32_of(data + start, at - start));
+        esz_store32(head + 8 * i + 4, esz_hash_of(data + start, at - start));
     }
     head_bytes = 8 * blocks;
     head_bytes += esz_book_write(head + head_bytes, &src->book);
-    head[head_bytes++] = (uint8_t)used;
-    if (used) head_bytes += esz_set_write(head + head_bytes, shared);
+    head[head_bytes++] = (uint8_t)(used ? src->classes : 0);
+    for (c = 0; used && c < src->classes; c++) head_bytes += esz_set_write(head + head_bytes, shared[c]);
     out->directory_bytes = (uint32_t)head_bytes;
-    out->hash = esz_xxh32_of(head, head_bytes);
+    out->hash = esz_hash_of(head, head_bytes);
     out->payload_bytes = out->coded_bytes = (uint32_t)(head_bytes + at);
     out->payload = (uint8_t *)malloc(out->payload_bytes);
     if (out->payload == NULL) goto done;
@@ -211,20 +357,73 @@ done:
     return status;
 }
 
+/* Whether row classes save enough; then src->rows holds them. Returns 0 if out of memory. */
+static int prepare_rows(source *src, const esz_encode_options *o) {
+    const size_t items = esz_items(src->size >> src->book.log2, &src->kind);
+    const unsigned alphabet = src->kind.alphabet;
+    uint32_t counts[512] = {0}, *sums;
+    esz_codebook b[2];
+    double bits, with_rows = 0;
+    unsigned c;
+    if (!(o->alphabets & ESZ_ALLOW_ROWS) || o->small) return 1;
+    if (alphabet != ESZ_PLAIN && alphabet != ESZ_GAP && alphabet != ESZ_MASK8) return 1;
+    src->rows.items = esz_row_items(&src->kind, o->row_nibbles, items, src->book.log2);
+    if (src->rows.items == 0) return 1;
+    src->rows.count = (items - 1) / src->rows.items + 1;
+    esz_sample(src->items, src->size >> src->book.log2, &src->kind, counts);
+    sums = (uint32_t *)calloc(ESZ_ROW_CLASSES, sizeof counts);
+    if (sums == NULL || !esz_find_rows(&src->rows, src->items, items, &src->kind, counts)) {
+        free(sums);
+        return 0;
+    }
+    esz_count(src->items, 0, items, &src->kind, &src->rows, 0, sums);
+    memset(counts, 0, sizeof counts);
+    for (c = 0; c < 512 * ESZ_ROW_CLASSES; c++) counts[c % 512] += sums[c];
+    esz_set_codes(b, counts, &src->kind, 0);
+    bits = (double)esz_set_bits(b, counts) + 8.0 * (double)esz_set_write(NULL, b);
+    with_rows = 2.0 * (double)src->rows.count;
+    for (c = 0; c < ESZ_ROW_CLASSES; c++) {
+        esz_set_codes(b, sums + 512 * c, &src->kind, 0);
+        with_rows += (double)esz_set_bits(b, sums + 512 * c) + 8.0 * (double)esz_set_write(NULL, b);
+    }
+    free(sums);
+    if (with_rows > (1 - ESZ_ROWS_SHARE) * bits)
+        src->rows.items = 0;
+    else
+        src->classes = ESZ_ROW_CLASSES;
+    return 1;
+}
+
 /* Chooses how to code the segment: alphabet, and with a codebook or without. Returns 2 if out of memory. */
 static int prepare(source *src, const uint8_t *d, size_t n, const esz_encode_options *o) {
     double bits;
     unsigned log2;
+    memset(src, 0, sizeof *src);
     src->bytes = src->items = d;
     src->size = n;
-    src->book.index = NULL;
-    src->book.count = src->book.log2 = 0;
+    src->classes = 1;
     bits = esz_choose(&src->kind, d, n, o, 0);
-    for (log2 = 1; log2 <= 3 && (o->alphabets & ESZ_ALLOW_CODEBOOK); log2++) {
+    for (log2 = 1; log2 <= 3; log2++) {
         esz_book book;
         esz_kind kind;
         double book_bits;
-        int found = esz_book_try(&book, d, n, log2);
+        int found;
+        if (n >> log2 << log2 != n || (o->item_bytes != 0 && o->item_bytes != 1u << log2)) continue;
+        if (o->alphabets >> ESZ_PLANES & 1) {
+            unsigned rotate;
+            book_bits = esz_weigh_planes(d, n, log2, &rotate);
+            if (book_bits < ESZ_PLANES_GAIN * bits) {
+                const esz_kind planes = {ESZ_PLANES, 0, 0, rotate, 256, 1u << log2};
+                bits = book_bits;
+                src->kind = planes;
+                src->classes = 1u << log2;
+                free(src->book.index);
+                memset(&src->book, 0, sizeof src->book);
+                src->items = d;
+            }
+        }
+        if (!(o->alphabets & ESZ_ALLOW_CODEBOOK)) continue;
+        found = esz_book_try(&book, d, n, log2);
         if (found == 2) return 2;
         if (found == 0) continue;
         book_bits = esz_choose(&kind, book.index, n >> log2, o, 1) + 8.0 * (double)esz_book_write(NULL, &book);
@@ -239,6 +438,7 @@ static int prepare(source *src, const uint8_t *d, size_t n, const esz_encode_opt
         src->book = book;
         src->kind = kind;
         src->items = book.index;
+        src->classes = 1;
     }
     return 0;
 }
@@ -252,17 +452,21 @@ int esz_encode_segment(const uint8_t *d, size_t n, const esz_encode_options *o, 
         (o->streams != 0 && o->streams != 1 && o->streams != 4 && o->streams != 8))
         return 1;
     if (n == 0) return encode_raw(d, n, o, out);
+    if (compact > (size_t)1 << o->block_log2) compact = (size_t)1 << o->block_log2;
     status = prepare(&src, d, n, o);
     if (status == 0 && src.kind.alphabet != ESZ_RAW) {
+        if (n > compact && !prepare_rows(&src, o)) status = 2;
         out->alphabet = (uint8_t)src.kind.alphabet;
         out->flags = (uint8_t)(src.kind.nibble ? ESZ_NIBBLE : 0);
         out->fill = (uint8_t)src.kind.fill;
         out->book_log2 = (uint8_t)src.book.log2;
+        while (src.kind.planes >> out->book_log2 > 1) out->book_log2++;
         while (src.kind.cap >> out->cap_log2 != 0) out->cap_log2++;
-        if (compact > (size_t)1 << o->block_log2) compact = (size_t)1 << o->block_log2;
-        status = n <= compact ? encode_compact(&src, o, out) : encode_blocks(&src, o, out);
+        out->row_units = (uint16_t)(src.rows.items / ESZ_ROW_UNIT);
+        if (status == 0) status = n <= compact ? encode_compact(&src, o, out) : encode_blocks(&src, o, out);
     }
     free(src.book.index);
+    free(src.rows.number);
     if (status == 0 && out->payload != NULL && out->coded_bytes < n) return 0;
     esz_encoded_free(out);
     memset(out, 0, sizeof *out);

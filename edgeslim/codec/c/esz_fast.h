@@ -11,7 +11,7 @@
 #ifndef ESZ_FAST_H
 #define ESZ_FAST_H
 
-#include "esz_table.h"
+#include "esz_code.h"
 
 #if !defined(ESZ_SMALL) && !defined(ESZ_32_BIT) && UINTPTR_MAX > 0xFFFFFFFFu && defined(__GNUC__)
 #define ESZ_FAST 1
@@ -73,13 +73,38 @@ ESZ_INLINE size_t esz_steps(const uint8_t *p, const uint8_t *last, size_t step) 
     return p > last ? 0 : (size_t)(last - p) / step;
 }
 
-/* PLAIN and PAIR, 8 interleaved streams: `round` symbols a lane between refills. Returns the items done (a multiple of
- * 8), or n + 1 if a stream ran past its end. */
-ESZ_INLINE size_t esz_plain8_core(const esz_table *t, esz_reader *r, uint8_t *dst, size_t n, const unsigned round) {
+ESZ_INLINE size_t esz_least(size_t a, size_t b) { return a < b ? a : b; }
+
+/* Where values' tables stand, from the first table of the same row class. */
+#define ESZ_VALUES ((size_t)ESZ_ROW_CLASSES << ESZ_MAX_CODE_BITS)
+
+/* The tables of a lane's row, and the item where the row ends. */
+typedef struct {
+    const uint16_t *t;
+    size_t end;
+    esz_row row;
+} esz_lane_row;
+
+ESZ_INLINE void esz_lane_seek(esz_lane_row *l, const esz_code *c, size_t at) {
+    esz_row_seek(&l->row, c, at);
+    l->end = l->row.end;
+    l->t = c->first[l->row.number].entry;
+}
+
+ESZ_INLINE void esz_lane_row_begin(esz_lane_row *l, const esz_code *c, size_t at) {
+    esz_row_begin(&l->row, c);
+    esz_lane_seek(l, c, at);
+}
+
+/* PLAIN and PAIR, 8 interleaved streams: `round` symbols a lane between refills; bytes go `stride` apart. Returns the
+ * items done (a multiple of 8), or n + 1 if a stream ran past its end. */
+ESZ_INLINE size_t esz_plain8_core(const esz_code *c, esz_reader *r, uint8_t *dst, size_t n, const unsigned round,
+                                  const unsigned rows, const size_t stride) {
     const uint8_t *last = r[7].end - 8;
-    const uint16_t *table = t->entry;
-    const unsigned mask = (1u << t->bits) - 1;
-    uint8_t *out = dst;
+    const unsigned mask = (1u << c->first[0].bits) - 1;
+    const uint16_t *table = c->first[0].entry;
+    size_t at = 0, stop = n;
+    esz_lane_row row;
     esz_lane l0, l1, l2, l3, l4, l5, l6, l7;
     if (r[7].end - r[0].p < 8 || r[7].p > last) return 0;
     esz_lane_begin(&l0, r[0].p);
@@ -90,32 +115,45 @@ ESZ_INLINE size_t esz_plain8_core(const esz_table *t, esz_reader *r, uint8_t *ds
     esz_lane_begin(&l5, r[5].p);
     esz_lane_begin(&l6, r[6].p);
     esz_lane_begin(&l7, r[7].p);
+    if (rows) {
+        esz_lane_row_begin(&row, c, 0);
+        table = row.t;
+        stop = esz_least(row.end, n);
+    }
     for (;;) {
-        size_t k = (n - (size_t)(out - dst)) / (8 * round), m;
-        unsigned i;
-#define ESZ_BOUND(l) \
-    m = esz_steps(l.p, last, 8); \
-    if (m < k) k = m
-        ESZ_BOUND(l0);
-        ESZ_BOUND(l1);
-        ESZ_BOUND(l2);
-        ESZ_BOUND(l3);
-        ESZ_BOUND(l4);
-        ESZ_BOUND(l5);
-        ESZ_BOUND(l6);
-        ESZ_BOUND(l7);
-#undef ESZ_BOUND
+        size_t k = (stop - at) / (8 * round), room = esz_steps(l0.p, last, 8);
+        unsigned i, many = round;
+        room = esz_least(room, esz_steps(l1.p, last, 8));
+        room = esz_least(room, esz_steps(l2.p, last, 8));
+        room = esz_least(room, esz_steps(l3.p, last, 8));
+        room = esz_least(room, esz_steps(l4.p, last, 8));
+        room = esz_least(room, esz_steps(l5.p, last, 8));
+        room = esz_least(room, esz_steps(l6.p, last, 8));
+        room = esz_least(room, esz_steps(l7.p, last, 8));
+        if (room == 0) break;
+        if (rows && k == 0) { /* the row's last items, then the next row */
+            if (stop - at >= 8) {
+                k = 1;
+                many = (unsigned)(stop - at) / 8;
+            } else if (at == stop && at < n) {
+                esz_lane_seek(&row, c, at);
+                table = row.t;
+                stop = esz_least(row.end, n);
+                continue;
+            }
+        }
         if (k == 0) break;
-        for (; k > 0; k--) {
-            for (i = 0; i < round; i++, out += 8) {
+        for (k = esz_least(k, room); k > 0; k--) {
+            for (i = 0; i < (rows ? many : round); i++, at += 8) {
+                uint8_t *out = dst + at * stride;
                 out[0] = (uint8_t)esz_lane_next(&l0, table, mask);
-                out[1] = (uint8_t)esz_lane_next(&l1, table, mask);
-                out[2] = (uint8_t)esz_lane_next(&l2, table, mask);
-                out[3] = (uint8_t)esz_lane_next(&l3, table, mask);
-                out[4] = (uint8_t)esz_lane_next(&l4, table, mask);
-                out[5] = (uint8_t)esz_lane_next(&l5, table, mask);
-                out[6] = (uint8_t)esz_lane_next(&l6, table, mask);
-                out[7] = (uint8_t)esz_lane_next(&l7, table, mask);
+                out[stride] = (uint8_t)esz_lane_next(&l1, table, mask);
+                out[2 * stride] = (uint8_t)esz_lane_next(&l2, table, mask);
+                out[3 * stride] = (uint8_t)esz_lane_next(&l3, table, mask);
+                out[4 * stride] = (uint8_t)esz_lane_next(&l4, table, mask);
+                out[5 * stride] = (uint8_t)esz_lane_next(&l5, table, mask);
+                out[6 * stride] = (uint8_t)esz_lane_next(&l6, table, mask);
+                out[7 * stride] = (uint8_t)esz_lane_next(&l7, table, mask);
             }
             esz_lane_refill(&l0);
             esz_lane_refill(&l1);
@@ -129,18 +167,17 @@ ESZ_INLINE size_t esz_plain8_core(const esz_table *t, esz_reader *r, uint8_t *ds
     }
     if (esz_lane_end(&l0, &r[0]) && esz_lane_end(&l1, &r[1]) && esz_lane_end(&l2, &r[2]) && esz_lane_end(&l3, &r[3]) &&
         esz_lane_end(&l4, &r[4]) && esz_lane_end(&l5, &r[5]) && esz_lane_end(&l6, &r[6]) && esz_lane_end(&l7, &r[7]))
-        return (size_t)(out - dst);
+        return at;
     return n + 1;
 }
 
 /* One gap and its value; `at` counts elements. No bound is checked. */
-ESZ_INLINE size_t esz_gap_step(esz_lane *l, const uint16_t *gaps, unsigned gap_mask, const uint16_t *values,
-                               unsigned value_mask, unsigned cap, unsigned fill, const unsigned nibble, uint8_t *dst,
-                               size_t at) {
-    unsigned gap = esz_lane_next(l, gaps, gap_mask), value;
+ESZ_INLINE size_t esz_gap_step(esz_lane *l, const uint16_t *t, unsigned gap_mask, unsigned value_mask, unsigned cap,
+                               unsigned fill, const unsigned nibble, uint8_t *dst, size_t at) {
+    unsigned gap = esz_lane_next(l, t, gap_mask), value;
     if (__builtin_expect(gap == cap, 0)) return at + gap;
     at += gap;
-    value = esz_lane_next(l, values, value_mask);
+    value = esz_lane_next(l, t + ESZ_VALUES, value_mask);
     if (nibble)
         dst[at >> 1] ^= (uint8_t)((value ^ fill) << (4 * (at & 1)));
     else
@@ -148,73 +185,88 @@ ESZ_INLINE size_t esz_gap_step(esz_lane *l, const uint16_t *gaps, unsigned gap_m
     return at + 1;
 }
 
-/* GAP, 4 chunks: `dst`, `at` and `size` of each in elements. Leaves `at` and the readers where the careful loop goes
- * on; returns 0 if a stream ran past its end. */
-ESZ_INLINE int esz_gap4_core(const esz_table *g, const esz_table *v, unsigned cap, unsigned fill, esz_reader *r,
-                             uint8_t *const *dst, size_t *at, const size_t *size, const unsigned nibble) {
+/* GAP, 4 chunks: from at[s] to end[s]. Leaves `at` and the readers where the careful loop goes on; returns 0 if a
+ * stream ran past its end. */
+ESZ_INLINE int esz_gap4_core(const esz_code *c, esz_reader *r, uint8_t *dst, size_t *at, const size_t *end,
+                             const unsigned nibble, const unsigned rows) {
     const uint8_t *last = r[3].end - 8;
-    const unsigned gm = (1u << g->bits) - 1, vm = (1u << v->bits) - 1;
-    const size_t step = 2 * (size_t)cap;
-    esz_lane l[4];
-    size_t a0 = 0, a1 = 0, a2 = 0, a3 = 0, k, s;
+    const unsigned gm = (1u << c->first[0].bits) - 1, vm = (1u << c->second[0].bits) - 1, cap = c->cap, fill = c->fill;
+    const size_t step = 2 * (size_t)cap, e0 = end[0], e1 = end[1], e2 = end[2], e3 = end[3];
+    size_t a0 = at[0], a1 = at[1], a2 = at[2], a3 = at[3], k, s;
+    const uint16_t *t0 = c->first[0].entry, *t1 = t0, *t2 = t0, *t3 = t0;
+    esz_lane l0, l1, l2, l3;
+    esz_lane_row row[4];
     if (r[3].end - r[0].p < 8 || r[3].p > last) return 1;
-    for (s = 0; s < 4; s++) esz_lane_begin(&l[s], r[s].p);
-    {
-        esz_lane l0 = l[0], l1 = l[1], l2 = l[2], l3 = l[3];
-        for (;;) {
-            size_t m;
-            k = ~(size_t)0;
-#define ESZ_BOUND(s) \
-    m = esz_steps(l##s.p, last, 8); \
-    if (m < k) k = m; \
-    m = (size[s] - a##s) / step; \
-    if (m < k) k = m
-            ESZ_BOUND(0);
-            ESZ_BOUND(1);
-            ESZ_BOUND(2);
-            ESZ_BOUND(3);
-#undef ESZ_BOUND
-            if (k == 0) break;
-            for (; k > 0; k--) {
-                a0 = esz_gap_step(&l0, g->entry, gm, v->entry, vm, cap, fill, nibble, dst[0], a0);
-                a1 = esz_gap_step(&l1, g->entry, gm, v->entry, vm, cap, fill, nibble, dst[1], a1);
-                a2 = esz_gap_step(&l2, g->entry, gm, v->entry, vm, cap, fill, nibble, dst[2], a2);
-                a3 = esz_gap_step(&l3, g->entry, gm, v->entry, vm, cap, fill, nibble, dst[3], a3);
-                a0 = esz_gap_step(&l0, g->entry, gm, v->entry, vm, cap, fill, nibble, dst[0], a0);
-                a1 = esz_gap_step(&l1, g->entry, gm, v->entry, vm, cap, fill, nibble, dst[1], a1);
-                a2 = esz_gap_step(&l2, g->entry, gm, v->entry, vm, cap, fill, nibble, dst[2], a2);
-                a3 = esz_gap_step(&l3, g->entry, gm, v->entry, vm, cap, fill, nibble, dst[3], a3);
-                esz_lane_refill(&l0);
-                esz_lane_refill(&l1);
-                esz_lane_refill(&l2);
-                esz_lane_refill(&l3);
-            }
-        }
-        l[0] = l0;
-        l[1] = l1;
-        l[2] = l2;
-        l[3] = l3;
-        at[0] = a0;
-        at[1] = a1;
-        at[2] = a2;
-        at[3] = a3;
+    esz_lane_begin(&l0, r[0].p);
+    esz_lane_begin(&l1, r[1].p);
+    esz_lane_begin(&l2, r[2].p);
+    esz_lane_begin(&l3, r[3].p);
+    if (rows) {
+        for (s = 0; s < 4; s++) esz_lane_row_begin(&row[s], c, at[s]);
+        t0 = row[0].t;
+        t1 = row[1].t;
+        t2 = row[2].t;
+        t3 = row[3].t;
     }
-    for (s = 0; s < 4; s++) { /* each lane by itself, as far as it can */
-        esz_lane lane = l[s];
-        for (;;) {
-            size_t m = esz_steps(lane.p, last, 8);
-            k = (size[s] - at[s]) / step;
-            if (m < k) k = m;
-            if (k == 0) break;
-            for (; k > 0; k--) {
-                at[s] = esz_gap_step(&lane, g->entry, gm, v->entry, vm, cap, fill, nibble, dst[s], at[s]);
-                at[s] = esz_gap_step(&lane, g->entry, gm, v->entry, vm, cap, fill, nibble, dst[s], at[s]);
-                esz_lane_refill(&lane);
-            }
-        }
-        if (!esz_lane_end(&lane, &r[s])) return 0;
+    for (;;) {
+        k = esz_least(esz_steps(l0.p, last, 8), (e0 - a0) / step);
+        k = esz_least(esz_least(k, esz_steps(l1.p, last, 8)), (e1 - a1) / step);
+        k = esz_least(esz_least(k, esz_steps(l2.p, last, 8)), (e2 - a2) / step);
+        k = esz_least(esz_least(k, esz_steps(l3.p, last, 8)), (e3 - a3) / step);
+        if (k == 0) break;
+        for (; k > 0; k--) {
+#define ESZ_STEP(s) \
+    a##s = esz_gap_step(&l##s, t##s, gm, vm, cap, fill, nibble, dst, a##s); \
+    if (rows && __builtin_expect(a##s >= row[s].end, 0)) { \
+        esz_lane_seek(&row[s], c, a##s); \
+        t##s = row[s].t; \
     }
-    return 1;
+            ESZ_STEP(0)
+            ESZ_STEP(1)
+            ESZ_STEP(2)
+            ESZ_STEP(3)
+            ESZ_STEP(0)
+            ESZ_STEP(1)
+            ESZ_STEP(2)
+            ESZ_STEP(3)
+#undef ESZ_STEP
+            esz_lane_refill(&l0);
+            esz_lane_refill(&l1);
+            esz_lane_refill(&l2);
+            esz_lane_refill(&l3);
+        }
+    }
+    at[0] = a0;
+    at[1] = a1;
+    at[2] = a2;
+    at[3] = a3;
+    return esz_lane_end(&l0, &r[0]) && esz_lane_end(&l1, &r[1]) && esz_lane_end(&l2, &r[2]) && esz_lane_end(&l3, &r[3]);
+}
+
+/* GAP, what the four lanes have left: each by itself, as far as it can. */
+ESZ_INLINE int esz_gap1_core(const esz_code *c, esz_reader *r, const uint8_t *last, uint8_t *dst, size_t *position,
+                             size_t end, const unsigned nibble, const unsigned rows) {
+    const unsigned gm = (1u << c->first[0].bits) - 1, vm = (1u << c->second[0].bits) - 1, cap = c->cap, fill = c->fill;
+    const uint8_t *from = r->p - (r->held + 7) / 8;
+    const unsigned used = (8 - r->held % 8) % 8;
+    size_t at = *position;
+    esz_lane_row row;
+    esz_lane lane;
+    if (from > last) return 1;
+    esz_lane_begin(&lane, from);
+    lane.b >>= used;
+    row.t = c->first[0].entry;
+    if (rows) esz_lane_row_begin(&row, c, at);
+    while (esz_steps(lane.p, last, 8) > 0 && (end - at) / 2 >= cap) {
+        unsigned twice;
+        for (twice = 0; twice < 2; twice++) {
+            at = esz_gap_step(&lane, row.t, gm, vm, cap, fill, nibble, dst, at);
+            if (rows && at >= row.end) esz_lane_seek(&row, c, at);
+        }
+        esz_lane_refill(&lane);
+    }
+    *position = at;
+    return esz_lane_end(&lane, r);
 }
 
 ESZ_INLINE void esz_store(uint8_t *p, uint64_t x, const unsigned bytes) {
@@ -227,75 +279,104 @@ ESZ_INLINE void esz_store(uint8_t *p, uint64_t x, const unsigned bytes) {
 }
 
 /* MASK8: one whole group of 8 elements, put together in a register. */
-ESZ_INLINE size_t esz_mask8_step(esz_lane *l, const uint16_t *masks, unsigned mask_mask, const uint16_t *values,
-                                 unsigned value_mask, unsigned fill, const unsigned nibble, uint8_t *dst, size_t at) {
+ESZ_INLINE void esz_mask8_step(esz_lane *l, const uint16_t *t, unsigned mask_mask, unsigned value_mask, unsigned fill,
+                               const unsigned nibble, uint8_t *dst, size_t at) {
     const unsigned bits = nibble ? 4 : 8;
     uint64_t group = nibble ? fill * (uint64_t)0x11111111u : fill * (uint64_t)0x0101010101010101u;
-    unsigned mask = esz_lane_next(l, masks, mask_mask), n;
+    unsigned mask = esz_lane_next(l, t, mask_mask), n;
     for (n = 0; n < 4 && mask != 0; n++, mask &= mask - 1) { /* mask and 4 values: at most 55 bits */
-        unsigned value = esz_lane_next(l, values, value_mask);
+        unsigned value = esz_lane_next(l, t + ESZ_VALUES, value_mask);
         group ^= (uint64_t)(value ^ fill) << (bits * (unsigned)__builtin_ctz(mask));
     }
     if (mask != 0) {
         esz_lane_refill(l);
         for (; mask != 0; mask &= mask - 1) {
-            unsigned value = esz_lane_next(l, values, value_mask);
+            unsigned value = esz_lane_next(l, t + ESZ_VALUES, value_mask);
             group ^= (uint64_t)(value ^ fill) << (bits * (unsigned)__builtin_ctz(mask));
         }
     }
     esz_lane_refill(l);
     esz_store(nibble ? dst + at / 2 : dst + at, group, bits);
-    return at + 8;
 }
 
 /* MASK8, 4 chunks; as esz_gap4_core. */
-ESZ_INLINE int esz_mask4_core(const esz_table *g, const esz_table *v, unsigned fill, esz_reader *r, uint8_t *const *dst,
-                              size_t *at, const size_t *size, const unsigned nibble) {
+ESZ_INLINE int esz_mask4_core(const esz_code *c, esz_reader *r, uint8_t *dst, size_t *at, const size_t *end,
+                              const unsigned nibble, const unsigned rows) {
     const uint8_t *last = r[3].end - 8;
-    const unsigned gm = (1u << g->bits) - 1, vm = (1u << v->bits) - 1;
+    const unsigned gm = (1u << c->first[0].bits) - 1, vm = (1u << c->second[0].bits) - 1, fill = c->fill;
+    const size_t a0 = at[0], a1 = at[1], a2 = at[2], a3 = at[3], size = end[3] - a3;
+    const uint16_t *t0 = c->first[0].entry, *t1 = t0, *t2 = t0, *t3 = t0;
     esz_lane l0, l1, l2, l3;
-    size_t a = 0;
+    esz_lane_row row[4];
+    size_t a = 0, s;
     if (r[3].end - r[0].p < 8 || r[3].p > last) return 1;
     esz_lane_begin(&l0, r[0].p);
     esz_lane_begin(&l1, r[1].p);
     esz_lane_begin(&l2, r[2].p);
     esz_lane_begin(&l3, r[3].p);
+    if (rows) {
+        for (s = 0; s < 4; s++) esz_lane_row_begin(&row[s], c, at[s]);
+        t0 = row[0].t;
+        t1 = row[1].t;
+        t2 = row[2].t;
+        t3 = row[3].t;
+    }
     for (;;) { /* chunks 0 to 2 are not shorter than chunk 3; a group takes at most 99 bits */
-        size_t k = (size[3] - a) / 8, m;
-#define ESZ_BOUND(l) \
-    m = esz_steps(l.p, last, 16); \
-    if (m < k) k = m
-        ESZ_BOUND(l0);
-        ESZ_BOUND(l1);
-        ESZ_BOUND(l2);
-        ESZ_BOUND(l3);
-#undef ESZ_BOUND
+        size_t k = esz_least((size - a) / 8, esz_steps(l0.p, last, 16));
+        k = esz_least(k, esz_steps(l1.p, last, 16));
+        k = esz_least(k, esz_steps(l2.p, last, 16));
+        k = esz_least(k, esz_steps(l3.p, last, 16));
         if (k == 0) break;
-        for (; k > 0; k--) {
-            esz_mask8_step(&l0, g->entry, gm, v->entry, vm, fill, nibble, dst[0], a);
-            esz_mask8_step(&l1, g->entry, gm, v->entry, vm, fill, nibble, dst[1], a);
-            esz_mask8_step(&l2, g->entry, gm, v->entry, vm, fill, nibble, dst[2], a);
-            a = esz_mask8_step(&l3, g->entry, gm, v->entry, vm, fill, nibble, dst[3], a);
+        for (; k > 0; k--, a += 8) {
+#define ESZ_STEP(s) \
+    if (rows && __builtin_expect(a##s + a >= row[s].end, 0)) { \
+        esz_lane_seek(&row[s], c, a##s + a); \
+        t##s = row[s].t; \
+    } \
+    esz_mask8_step(&l##s, t##s, gm, vm, fill, nibble, dst, a##s + a);
+            ESZ_STEP(0)
+            ESZ_STEP(1)
+            ESZ_STEP(2)
+            ESZ_STEP(3)
+#undef ESZ_STEP
         }
     }
-    at[0] = at[1] = at[2] = at[3] = a;
+    for (s = 0; s < 4; s++) at[s] += a;
     return esz_lane_end(&l0, &r[0]) && esz_lane_end(&l1, &r[1]) && esz_lane_end(&l2, &r[2]) && esz_lane_end(&l3, &r[3]);
 }
 
+ESZ_INLINE int esz_gap_all(const esz_code *c, esz_reader *r, uint8_t *dst, size_t *at, const size_t *end,
+                           const unsigned nibble, const unsigned rows) {
+    const uint8_t *last = r[3].end - 8;
+    unsigned s;
+    if (r[3].end - r[0].p < 8 || r[3].p > last) return 1;
+    if (!esz_gap4_core(c, r, dst, at, end, nibble, rows)) return 0;
+    for (s = 0; s < 4; s++)
+        if (!esz_gap1_core(c, &r[s], last, dst, &at[s], end[s], nibble, rows)) return 0;
+    return 1;
+}
+
 #define ESZ_LOOPS(name, attribute) \
-    attribute static size_t esz_plain8_##name(const esz_table *t, esz_reader *r, uint8_t *dst, size_t n) { \
-        return t->bits > ESZ_MAX_CODE_BITS ? esz_plain8_core(t, r, dst, n, 4) : esz_plain8_core(t, r, dst, n, 5); \
+    attribute static size_t esz_plain8_##name(const esz_code *c, esz_reader *r, uint8_t *dst, size_t n, \
+                                              size_t stride) { \
+        return stride > 1                                ? esz_plain8_core(c, r, dst, n, 5, 0, stride) \
+               : c->row_items != 0                       ? esz_plain8_core(c, r, dst, n, 5, 1, 1) \
+               : c->first[0].bits > ESZ_MAX_CODE_BITS ? esz_plain8_core(c, r, dst, n, 4, 0, 1) \
+                                                         : esz_plain8_core(c, r, dst, n, 5, 0, 1); \
     } \
-    attribute static int esz_gap4_##name(const esz_table *g, const esz_table *v, unsigned cap, unsigned fill, \
-                                         unsigned nibble, esz_reader *r, uint8_t *const *dst, size_t *at, \
-                                         const size_t *size) { \
-        return nibble ? esz_gap4_core(g, v, cap, fill, r, dst, at, size, 1) \
-                      : esz_gap4_core(g, v, cap, fill, r, dst, at, size, 0); \
+    attribute static int esz_gap4_##name(const esz_code *c, esz_reader *r, uint8_t *dst, size_t *at, \
+                                         const size_t *end) { \
+        return c->row_items != 0 ? c->nibble ? esz_gap_all(c, r, dst, at, end, 1, 1) \
+                                             : esz_gap_all(c, r, dst, at, end, 0, 1) \
+               : c->nibble       ? esz_gap_all(c, r, dst, at, end, 1, 0) \
+                                 : esz_gap_all(c, r, dst, at, end, 0, 0); \
     } \
-    attribute static int esz_mask4_##name(const esz_table *g, const esz_table *v, unsigned fill, unsigned nibble, \
-                                          esz_reader *r, uint8_t *const *dst, size_t *at, const size_t *size) { \
-        return nibble ? esz_mask4_core(g, v, fill, r, dst, at, size, 1) \
-                      : esz_mask4_core(g, v, fill, r, dst, at, size, 0); \
+    attribute static int esz_mask4_##name(const esz_code *c, esz_reader *r, uint8_t *dst, size_t *at, \
+                                          const size_t *end) { \
+        return c->row_items != 0 ? c->nibble ? esz_mask4_core(c, r, dst, at, end, 1, 1) \
+                                             : esz_mask4_core(c, r, dst, at, end, 0, 1) \
+               : c->nibble       ? esz_mask4_core(c, r, dst, at, end, 1, 0) \
+                                 : esz_mask4_core(c, r, dst, at, end, 0, 0); \
     }
 
 ESZ_LOOPS(any, )

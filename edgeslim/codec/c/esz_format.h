@@ -24,6 +24,8 @@
 
 /* Required features. */
 #define ESZ_FEATURE_CODEBOOK 2u
+#define ESZ_FEATURE_PLANES 4u
+#define ESZ_FEATURE_ROWS 8u
 
 /* Alphabets. */
 #define ESZ_RAW 0u
@@ -31,6 +33,7 @@
 #define ESZ_PAIR 2u
 #define ESZ_GAP 3u
 #define ESZ_MASK8 4u
+#define ESZ_PLANES 5u
 
 /* Segment flags. */
 #define ESZ_COMPACT 1u
@@ -52,6 +55,8 @@
 #define ESZ_MIN_BLOCK_LOG2 12u
 #define ESZ_MAX_BLOCK_LOG2 20u
 #define ESZ_MAX_SETS 64u
+#define ESZ_ROW_UNIT 8u    /* a row is a multiple of this many items */
+#define ESZ_ROW_CLASSES 4u /* table sets that the rows of a block choose from */
 #define ESZ_MAX_CODE_BITS 11u
 #define ESZ_MAX_PAIR_BITS 6u /* code length limit of PAIR's table */
 

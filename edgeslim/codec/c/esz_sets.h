@@ -8,41 +8,70 @@
 
 #define ESZ_NO_SET 0xFFFFFFFFu
 
-/* Reads the table set at `p` and, if `build`, makes it the loaded one. Returns its size, or 0 if it is invalid. */
-static size_t esz_read_set(esz_decoder *d, const uint8_t *p, size_t avail, int build) {
+/* Reads the table set at `p`. Returns its size, or 0 if it is invalid. With `build`, makes its look-up tables those of
+ * row class `number`, indexed by d->bits; without, raises d->bits to what its codes need. */
+static size_t esz_read_set(esz_decoder *d, const uint8_t *p, size_t avail, unsigned number, int build) {
     const esz_segment *s = &d->segment;
-    unsigned bytes = s->book_log2 ? d->book_count : 256;
-    unsigned symbols = s->alphabet == ESZ_PAIR    ? 16
-                       : s->alphabet == ESZ_GAP   ? 1u << s->cap_log2
-                       : s->alphabet == ESZ_MASK8 ? 256
-                                                  : bytes;
-    unsigned limit = s->alphabet == ESZ_PAIR ? ESZ_MAX_PAIR_BITS : ESZ_MAX_CODE_BITS;
-    esz_lengths l;
-    size_t one = esz_lengths_read(&l, p, avail, symbols, limit), two;
-    if (one == 0) return 0;
-#if !defined(ESZ_SMALL)
-    if (build && s->alphabet == ESZ_PAIR)
-        esz_table_build_pairs(&d->first, &l);
-    else
+    const unsigned sparse = s->alphabet == ESZ_GAP || s->alphabet == ESZ_MASK8, pair = s->alphabet == ESZ_PAIR;
+    unsigned bytes = d->book_count, table, symbols, limit = pair ? ESZ_MAX_PAIR_BITS : ESZ_MAX_CODE_BITS;
+    size_t at = 0;
+    for (table = 0; table <= sparse; table++) {
+        esz_lengths l;
+        size_t size;
+        symbols = pair ? 16 : s->flags & ESZ_NIBBLE ? 16 : bytes;
+        if (table < sparse) symbols = s->alphabet == ESZ_GAP ? 1u << s->cap_log2 : 256;
+        size = esz_lengths_read(&l, p + at, avail - at, symbols, limit);
+        if (size == 0 || (table != 0 && l.length[s->fill] != 0)) return 0;
+        at += size;
+#if defined(ESZ_SMALL)
+        (void)number;
+        if (build) esz_table_build(&d->table[table], &l);
+#else
+        if (!build) {
+            unsigned bits = esz_longest(&l) << pair;
+            if (bits > d->bits[table]) d->bits[table] = bits;
+        } else {
+            uint16_t *entry = d->entry + ((size_t)(ESZ_ROW_CLASSES * table + number) << ESZ_MAX_CODE_BITS);
+            if (pair)
+                esz_table_build_pairs(entry, d->bits[table], &l);
+            else
+                esz_table_build(entry, d->bits[table], &l);
+        }
 #endif
-        if (build)
-        esz_table_build(&d->first, &l);
-    if (s->alphabet == ESZ_PLAIN || s->alphabet == ESZ_PAIR) return one;
-    two = esz_lengths_read(&l, p + one, avail - one, s->flags & ESZ_NIBBLE ? 16 : bytes, ESZ_MAX_CODE_BITS);
-    if (two == 0 || l.length[s->fill] != 0) return 0;
-    if (build) esz_table_build(&d->second, &l);
-    return one + two;
+    }
+    return at;
 }
 
-/* Makes table set `set` of the directory the loaded one; it was checked by esz_segment_begin. */
-static void esz_load_set(esz_decoder *d, unsigned set) {
+static void esz_forget_bits(esz_decoder *d) {
+#if defined(ESZ_SMALL)
+    (void)d;
+#else
+    d->bits[0] = d->bits[1] = 0;
+#endif
+}
+
+/* Makes `count` table sets of the directory from `set` on the loaded ones; they were checked by esz_segment_begin. */
+static void esz_load_sets(esz_decoder *d, unsigned set, unsigned count) {
     const esz_segment *s = &d->segment;
-    size_t at = d->sets_at;
+    size_t at, start = d->sets_at;
     unsigned k;
+    int build;
     if (d->loaded_set == set) return;
-    for (k = 0; k < set; k++) at += esz_read_set(d, d->directory + at, s->directory_bytes - at, 0);
-    esz_read_set(d, d->directory + at, s->directory_bytes - at, 1);
+    for (k = 0; k < set; k++) start += esz_read_set(d, d->directory + start, s->directory_bytes - start, 0, 0);
+    esz_forget_bits(d);
+    for (build = 0; build <= 1; build++) /* first how many bits their indices need, then the tables */
+        for (k = 0, at = start; k < count; k++)
+            at += esz_read_set(d, d->directory + at, s->directory_bytes - at, k, build);
     d->loaded_set = set;
+}
+
+/* Loads the table set at `p`. Returns its size, or 0 if it is invalid. */
+static size_t esz_load_own_set(esz_decoder *d, const uint8_t *p, size_t avail) {
+    size_t size;
+    esz_forget_bits(d);
+    d->loaded_set = ESZ_NO_SET;
+    size = esz_read_set(d, p, avail, 0, 0);
+    return size == 0 ? 0 : esz_read_set(d, p, avail, 0, 1);
 }
 
 /* Reads the codebook at `p`. Returns its size, or 0 if it is invalid. */

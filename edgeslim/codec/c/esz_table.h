@@ -7,8 +7,8 @@
 #ifndef ESZ_TABLE_H
 #define ESZ_TABLE_H
 
-#include "esz_xxh32.h"
 #include "esz.h"
+#include "esz_hash.h"
 
 #if UINTPTR_MAX > 0xFFFFFFFFu && !defined(ESZ_32_BIT) /* ESZ_32_BIT: tests of what a 32-bit machine runs */
 typedef uint64_t esz_word;
@@ -133,39 +133,45 @@ static void esz_reversed_codes(const esz_lengths *l, uint16_t *reversed) {
     }
 }
 
+/* A look-up table: entry[the next `bits` bits] is the code's length | symbol << 8. */
+typedef struct {
+    const uint16_t *entry;
+    unsigned bits;
+} esz_table;
+
+/* Bits of the longest code; 0 for a lone symbol, whose code takes none. */
 static unsigned esz_longest(const esz_lengths *l) {
     unsigned length = ESZ_MAX_CODE_BITS;
-    while (length > 0 && l->count[length] == 0) length--;
+    if (l->used == 1) return 0;
+    while (l->count[length] == 0) length--;
     return length;
 }
 
-static void esz_table_fill(esz_table *t, unsigned code, unsigned length, unsigned symbol) {
+static void esz_table_fill(uint16_t *entry, unsigned bits, unsigned code, unsigned length, unsigned symbol) {
     unsigned at;
-    for (at = code; at < 1u << t->bits; at += 1u << length) t->entry[at] = (uint16_t)(length | symbol << 8);
+    for (at = code; at < 1u << bits; at += 1u << length) entry[at] = (uint16_t)(length | symbol << 8);
 }
 
-static void esz_table_build(esz_table *t, const esz_lengths *l) {
+static void esz_table_build(uint16_t *entry, unsigned bits, const esz_lengths *l) {
     uint16_t reversed[256];
     unsigned symbol;
     esz_reversed_codes(l, reversed);
-    t->bits = l->used == 1 ? 0 : esz_longest(l);
     for (symbol = 0; symbol < l->symbols; symbol++) {
         if (l->length[symbol] == 0) continue;
-        esz_table_fill(t, reversed[symbol], l->used == 1 ? 0 : l->length[symbol], symbol);
+        esz_table_fill(entry, bits, reversed[symbol], l->used == 1 ? 0 : l->length[symbol], symbol);
     }
 }
 
 /* PAIR: one entry decodes both nibbles of a byte, as if the byte were one symbol. */
-static void esz_table_build_pairs(esz_table *t, const esz_lengths *l) {
+static void esz_table_build_pairs(uint16_t *entry, unsigned bits, const esz_lengths *l) {
     uint16_t reversed[256];
     unsigned low, high, one = l->used == 1;
     esz_reversed_codes(l, reversed);
-    t->bits = one ? 0 : 2 * esz_longest(l);
     for (low = 0; low < 16; low++)
         for (high = 0; high < 16; high++) {
             unsigned a = l->length[low], b = l->length[high];
             if (a == 0 || b == 0) continue;
-            esz_table_fill(t, one ? 0 : reversed[low] | (unsigned)reversed[high] << a, one ? 0 : a + b,
+            esz_table_fill(entry, bits, one ? 0 : reversed[low] | (unsigned)reversed[high] << a, one ? 0 : a + b,
                            low | high << 4);
         }
 }

@@ -1,17 +1,24 @@
-/* Encoder, private: walks a block's elements the way an alphabet sees them. The same walk counts symbols (writer is
- * null) and writes codes, so that counted and written symbols cannot differ.
+/* Encoder, private: walks a block's elements the way an alphabet sees them. The same walk counts symbols, prices them
+ * and writes codes, so that counted and written symbols cannot differ.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef ESZ_WALK_H
 #define ESZ_WALK_H
 
+#include "esz_hash.h"
 #include "esz_huffman.h"
-#include "esz_xxh32.h"
 
 typedef struct {
     unsigned alphabet, nibble, cap, fill;
     unsigned values; /* symbols of a byte: 256, or the size of the codebook */
+    unsigned planes; /* PLANES: bytes of a value; `fill` says whether its bits are rotated */
 } esz_kind;
+
+/* The rows of a segment and their classes; `items` 0: no rows. */
+typedef struct {
+    size_t items, count;
+    uint8_t *number; /* the class of each row */
+} esz_rows;
 
 static inline void esz_store32(uint8_t *p, uint32_t x) {
 #if ESZ_LITTLE_ENDIAN
@@ -90,16 +97,55 @@ static inline unsigned esz_group_mask(const uint8_t *d, size_t i, size_t m, unsi
     return mask;
 }
 
-static inline void esz_token(unsigned symbol, uint32_t *counts, esz_writer *w, const esz_codebook *b) {
-    if (w != NULL)
-        esz_emit(w, b, symbol);
+/* The walks are compiled once for each use, with the sink in registers. */
+#if defined(__GNUC__)
+#define ESZ_ALWAYS static inline __attribute__((always_inline))
+#else
+#define ESZ_ALWAYS static inline
+#endif
+
+/* Where tokens go: they are counted (`counts`, 2 x 256 for each class), priced (`price`, 2 x 256), or written. */
+typedef struct {
+    uint32_t *counts;
+    const uint64_t *price;
+    uint64_t paid;
+    esz_writer *writer;
+    const esz_codebook (*books)[2]; /* of each class; writing */
+    const esz_rows *rows;           /* or null */
+    size_t start;                   /* the block's first item within the segment */
+    size_t row_end;                 /* counted within the block, as the walk counts */
+    uint32_t *now;                  /* the counts of the row's class */
+} esz_sink;
+
+enum { ESZ_COUNT, ESZ_PRICE, ESZ_WRITE };
+
+/* Turns to the class of item `at` of the block. */
+ESZ_ALWAYS void esz_turn(esz_sink *k, size_t at) {
+    size_t row = k->rows != NULL ? (k->start + at) / k->rows->items : 0;
+    unsigned number = k->rows != NULL ? k->rows->number[row] : 0;
+    k->row_end = k->rows != NULL ? (row + 1) * k->rows->items - k->start : ~(size_t)0;
+    if (k->counts != NULL) k->now = k->counts + 512 * (size_t)number;
+    if (k->writer == NULL) return;
+    k->writer->first = &k->books[number][0];
+    k->writer->second = &k->books[number][1];
+}
+
+ESZ_ALWAYS void esz_token(esz_sink *k, const int mode, unsigned table, unsigned symbol) {
+    if (mode == ESZ_WRITE)
+        esz_emit(k->writer, table ? k->writer->second : k->writer->first, symbol);
+    else if (mode == ESZ_PRICE)
+        k->paid += k->price[256 * table + symbol];
     else
-        counts[symbol]++;
+        k->now[256 * table + symbol]++;
 }
 
 static void esz_count_bytes(const uint8_t *d, size_t n, uint32_t *counts) {
     uint32_t part[3][256]; /* with the caller's four tables, so that equal neighbours do not wait for each other */
     size_t i;
+    if (n < 2048) {
+        for (i = 0; i < n; i++) counts[d[i]]++;
+        return;
+    }
     memset(part, 0, sizeof part);
     for (i = 0; i + 4 <= n; i += 4) {
         counts[d[i]]++;
@@ -129,85 +175,118 @@ static void esz_put_bytes(const uint8_t *d, size_t from, size_t to, size_t step,
     *to_writer = w;
 }
 
-static void esz_walk_pairs(const uint8_t *d, size_t from, size_t to, size_t step, uint32_t *counts, esz_writer *w) {
-    size_t i;
-    for (i = from; i < to; i += step) {
-        esz_token(d[i] & 15u, counts, w, w ? w->first : NULL);
-        esz_token(d[i] >> 4, counts, w, w ? w->first : NULL);
-        if (w != NULL) esz_push(w);
+ESZ_ALWAYS void esz_walk_bytes(const uint8_t *d, size_t from, size_t to, size_t step, esz_sink *k, const int mode) {
+    size_t i, end, next;
+    for (i = from; i < to; i = next) {
+        esz_turn(k, i);
+        end = k->row_end < to ? k->row_end : to;
+        next = i + (end - i + step - 1) / step * step; /* rows end at multiples of 8, so it is in the next one */
+        if (mode == ESZ_WRITE)
+            esz_put_bytes(d, i, end, step, k->writer);
+        else if (mode == ESZ_COUNT)
+            esz_count_bytes(d + i, end - i, k->now);
+        else
+            for (; i < end; i++) k->paid += k->price[d[i]];
     }
 }
 
-static inline void esz_walk_gaps(const uint8_t *d, size_t from, size_t to, size_t cap, unsigned fill, unsigned nibble,
-                                 uint32_t *counts, esz_writer *w) {
-    const esz_codebook *first = w ? w->first : NULL, *second = w ? w->second : NULL;
+ESZ_ALWAYS void esz_walk_pairs(const uint8_t *d, size_t from, size_t to, size_t step, esz_sink *k, const int mode) {
+    size_t i;
+    for (i = from; i < to; i += step) {
+        esz_token(k, mode, 0, d[i] & 15u);
+        esz_token(k, mode, 0, d[i] >> 4);
+        if (mode == ESZ_WRITE) esz_push(k->writer);
+    }
+}
+
+ESZ_ALWAYS void esz_walk_gaps(const uint8_t *d, size_t from, size_t to, size_t cap, unsigned fill,
+                                 const unsigned nibble, esz_sink *k, const int mode) {
     size_t i, next = from, gap; /* `next`: the element behind the last value */
     for (i = from; i < to; i += 8) {
         unsigned mask = esz_group_mask(d, i, to - i < 8 ? to - i : 8, fill, nibble);
         for (; mask != 0; mask &= mask - 1) {
             size_t other = i + esz_lowest_bit(mask);
-            for (gap = other - next; gap >= cap; gap -= cap) {
-                esz_token((unsigned)cap, counts, w, first);
-                if (w != NULL) esz_push(w);
+            for (gap = other - next; gap >= cap; gap -= cap, next += cap) {
+                if (next >= k->row_end) esz_turn(k, next);
+                esz_token(k, mode, 0, (unsigned)cap);
+                if (mode == ESZ_WRITE) esz_push(k->writer);
             }
-            esz_token((unsigned)gap, counts, w, first);
-            esz_token(esz_element(d, other, nibble), counts + 256, w, second);
-            if (w != NULL) esz_push(w);
+            if (next >= k->row_end) esz_turn(k, next);
+            esz_token(k, mode, 0, (unsigned)gap);
+            esz_token(k, mode, 1, esz_element(d, other, nibble));
+            if (mode == ESZ_WRITE) esz_push(k->writer);
             next = other + 1;
         }
     }
-    for (gap = to - next; gap > 0; gap -= gap < cap ? gap : cap) {
-        esz_token((unsigned)(gap < cap ? gap : cap), counts, w, first);
-        if (w != NULL) esz_push(w);
+    for (; next < to; next += gap) {
+        gap = to - next < cap ? to - next : cap;
+        if (next >= k->row_end) esz_turn(k, next);
+        esz_token(k, mode, 0, (unsigned)gap);
+        if (mode == ESZ_WRITE) esz_push(k->writer);
     }
 }
 
-static inline void esz_walk_masks(const uint8_t *d, size_t from, size_t to, unsigned fill, unsigned nibble,
-                                  uint32_t *counts, esz_writer *w) {
-    const esz_codebook *first = w ? w->first : NULL, *second = w ? w->second : NULL;
+ESZ_ALWAYS void esz_walk_masks(const uint8_t *d, size_t from, size_t to, unsigned fill, const unsigned nibble,
+                                  esz_sink *k, const int mode) {
     size_t i;
     for (i = from; i < to; i += 8) {
         unsigned mask = esz_group_mask(d, i, to - i < 8 ? to - i : 8, fill, nibble), n = 0;
-        esz_token(mask, counts, w, first);
+        if (i >= k->row_end) esz_turn(k, i);
+        esz_token(k, mode, 0, mask);
         for (; mask != 0; mask &= mask - 1) {
-            esz_token(esz_element(d, i + esz_lowest_bit(mask), nibble), counts + 256, w, second);
-            if (w != NULL && ++n == 4) esz_push(w);
+            esz_token(k, mode, 1, esz_element(d, i + esz_lowest_bit(mask), nibble));
+            if (mode == ESZ_WRITE && ++n == 4) esz_push(k->writer);
         }
-        if (w != NULL) esz_push(w);
+        if (mode == ESZ_WRITE) esz_push(k->writer);
     }
 }
 
-/* Counts the symbols of items `from` to `to` of a block into counts (2 x 256). */
-static void esz_count(const uint8_t *d, size_t from, size_t to, const esz_kind *k, uint32_t *counts) {
+ESZ_ALWAYS void esz_walk(const uint8_t *d, size_t from, size_t to, size_t step, const esz_kind *k, esz_sink *sink,
+                            const int mode) {
+    esz_turn(sink, from);
     if (k->alphabet == ESZ_PLAIN)
-        esz_count_bytes(d + from, to - from, counts);
+        esz_walk_bytes(d, from, to, step, sink, mode);
     else if (k->alphabet == ESZ_PAIR)
-        esz_walk_pairs(d, from, to, 1, counts, NULL);
+        esz_walk_pairs(d, from, to, step, sink, mode);
     else if (k->alphabet == ESZ_GAP && k->nibble)
-        esz_walk_gaps(d, from, to, k->cap, k->fill, 1, counts, NULL);
+        esz_walk_gaps(d, from, to, k->cap, k->fill, 1, sink, mode);
     else if (k->alphabet == ESZ_GAP)
-        esz_walk_gaps(d, from, to, k->cap, k->fill, 0, counts, NULL);
+        esz_walk_gaps(d, from, to, k->cap, k->fill, 0, sink, mode);
     else if (k->nibble)
-        esz_walk_masks(d, from, to, k->fill, 1, counts, NULL);
+        esz_walk_masks(d, from, to, k->fill, 1, sink, mode);
     else
-        esz_walk_masks(d, from, to, k->fill, 0, counts, NULL);
+        esz_walk_masks(d, from, to, k->fill, 0, sink, mode);
+}
+
+/* Counts the symbols of items `from` to `to` of a block that starts at item `start` of the segment into counts, 2 x 256
+ * for each class of `rows` (or once, without rows). */
+static void esz_count(const uint8_t *d, size_t from, size_t to, const esz_kind *k, const esz_rows *rows, size_t start,
+                      uint32_t *counts) {
+    esz_sink sink = {NULL, NULL, 0, NULL, NULL, NULL, 0, 0, NULL};
+    sink.counts = counts;
+    sink.rows = rows;
+    sink.start = start;
+    esz_walk(d, from, to, 1, k, &sink, ESZ_COUNT);
+}
+
+/* What the symbols of items `from` to `to` cost, by the prices of each symbol. */
+static uint64_t esz_price(const uint8_t *d, size_t from, size_t to, const esz_kind *k, const uint64_t *price) {
+    esz_sink sink = {NULL, NULL, 0, NULL, NULL, NULL, 0, 0, NULL};
+    sink.price = price;
+    esz_walk(d, from, to, 1, k, &sink, ESZ_PRICE);
+    return sink.paid;
 }
 
 /* Writes the codes of items `from` to `to` of a block (interleaved streams: every 8th). */
-static void esz_put(const uint8_t *d, size_t from, size_t to, size_t step, const esz_kind *k, esz_writer *writer) {
+static void esz_put(const uint8_t *d, size_t from, size_t to, size_t step, const esz_kind *k, const esz_rows *rows,
+                    size_t start, const esz_codebook (*books)[2], esz_writer *writer) {
+    esz_sink sink = {NULL, NULL, 0, NULL, NULL, NULL, 0, 0, NULL};
     esz_writer w = *writer;
-    if (k->alphabet == ESZ_PLAIN)
-        esz_put_bytes(d, from, to, step, &w);
-    else if (k->alphabet == ESZ_PAIR)
-        esz_walk_pairs(d, from, to, step, NULL, &w);
-    else if (k->alphabet == ESZ_GAP && k->nibble)
-        esz_walk_gaps(d, from, to, k->cap, k->fill, 1, NULL, &w);
-    else if (k->alphabet == ESZ_GAP)
-        esz_walk_gaps(d, from, to, k->cap, k->fill, 0, NULL, &w);
-    else if (k->nibble)
-        esz_walk_masks(d, from, to, k->fill, 1, NULL, &w);
-    else
-        esz_walk_masks(d, from, to, k->fill, 0, NULL, &w);
+    sink.writer = &w;
+    sink.books = books;
+    sink.rows = rows;
+    sink.start = start;
+    esz_walk(d, from, to, step, k, &sink, ESZ_WRITE);
     *writer = w;
 }
 

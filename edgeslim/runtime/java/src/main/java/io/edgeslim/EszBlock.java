@@ -20,6 +20,7 @@ final class EszBlock {
     private static final int STORED = 0;
     private static final int OWN_TABLES = 255;
     private static final int MAX_STREAMS = 8;
+    private static final int CLASSES = 4;
     /** Codes of at most 12 bits between two loads in {@link #bytes}. */
     private static final int GROUP = 4;
 
@@ -29,7 +30,7 @@ final class EszBlock {
     private final byte[] decoded;
     /** The codebook's values, or null. */
     private final byte[] book;
-    /** Where items go: the decoded buffer, or, with a codebook, indices that are replaced by values afterwards. */
+    /** Where items go: the decoded buffer, or indices into the codebook, or one plane of the values. */
     private final byte[] out;
     private int streams;
     /** Per stream: the next bit, and the bit behind the stream's last byte. */
@@ -38,6 +39,14 @@ final class EszBlock {
     /** Per stream: the next item and the one behind the last, counted within the block. */
     private final int[] item = new int[MAX_STREAMS];
     private final int[] endItem = new int[MAX_STREAMS];
+    /** Per stream: the tables of the row that it is in, and where that row ends. */
+    private final EszTable.Set[] set = new EszTable.Set[MAX_STREAMS];
+    private final int[] endRow = new int[MAX_STREAMS];
+    /** The sets that the block's rows choose from, or its only one; where the rows' classes stand. */
+    private EszTable.Set[] classes;
+    private int mapAt;
+    /** The block's first item within the segment. */
+    private long start;
 
     /** Both buffers are the caller's; {@code book} is null for a segment without a codebook. */
     EszBlock(EszIndex.Segment segment, byte[] coded, byte[] decoded, byte[] book) {
@@ -46,63 +55,157 @@ final class EszBlock {
         this.in = ByteBuffer.wrap(coded).order(ByteOrder.LITTLE_ENDIAN);
         this.decoded = decoded;
         this.book = book;
-        this.out = book == null ? decoded : new byte[decoded.length >> segment.bookLog2];
+        this.out = segment.bookLog2 == 0 ? decoded : new byte[decoded.length >> segment.bookLog2];
     }
 
-    /** Decodes the coded buffer's bytes from {@code start} to {@code end} to exactly {@code decodedBytes}. */
-    void decode(int start, int end, int decodedBytes, EszTable.Set[] sets) throws EszException {
-        EszTable.Reader reader = new EszTable.Reader(coded, start, end, segment);
-        if (book != null) {
-            reader.useSymbols(book.length >> segment.bookLog2);
-        }
+    /** Decodes block {@code number}, the coded bytes {@code from} to {@code end}, to exactly {@code decodedBytes}. */
+    void decode(int from, int end, int number, int decodedBytes, EszTable.Set[] sets) throws EszException {
+        EszTable.Reader reader = new EszTable.Reader(coded, from, end, segment);
+        int items = decodedBytes >> segment.bookLog2;
         int mode = reader.u8();
         int table = reader.u8();
+        start = ((long) number << segment.blockLog2 >> segment.bookLog2) * (segment.nibble ? 2 : 1);
         if (mode == STORED) {
-            if (table != 0 || end - reader.at != decodedBytes) {
-                throw segment.error("a stored block has the wrong size");
+            copyStored(reader, table, end, decoded, decodedBytes);
+        } else if (segment.alphabet == EszIndex.PLANES) {
+            if (mode != 1 || table != 0) {
+                throw segment.error("planes with the wrong mode or table");
             }
-            System.arraycopy(coded, reader.at, decoded, 0, decodedBytes);
-            return;
+            planes(reader, end, items, sets);
+        } else {
+            items(reader, mode, table, end, items, sets);
+            if (book != null) {
+                lookUp(items);
+            }
         }
+    }
+
+    private void copyStored(EszTable.Reader reader, int table, int end, byte[] target, int size) throws EszException {
+        if (table != 0 || end - reader.at != size) {
+            throw segment.error("a stored block has the wrong size");
+        }
+        System.arraycopy(coded, reader.at, target, 0, size);
+    }
+
+    /** One part for each byte of a value, least significant first. */
+    private void planes(EszTable.Reader sizes, int end, int items, EszTable.Set[] sets) throws EszException {
+        int width = 1 << segment.bookLog2;
+        int at = sizes.at + 3 * (width - 1);
+        for (int plane = 0; plane < width; plane++) {
+            int size = plane < width - 1 ? sizes.u24() : end - at;
+            if (size < 2 || size > items + 2 || size > end - at) {
+                throw segment.error("a plane's size is wrong");
+            }
+            EszTable.Reader reader = new EszTable.Reader(coded, at, at + size, segment);
+            int mode = reader.u8();
+            int table = reader.u8();
+            at += size;
+            if (mode == STORED) {
+                copyStored(reader, table, at, out, items);
+            } else {
+                items(reader, mode, table, at, items, sets);
+            }
+            for (int i = 0; i < items; i++) {
+                decoded[i * width + plane] = out[i];
+            }
+        }
+        if (segment.fill != 0) {
+            rotateBack(items, width);
+        }
+    }
+
+    /** The sign went to the end, so that the exponent fills a byte: each value goes down by one bit. */
+    private void rotateBack(int items, int width) {
+        for (int at = 0; at < items * width; at += width) {
+            int sign = decoded[at] & 1;
+            for (int i = at; i < at + width; i++) {
+                int above = i + 1 < at + width ? decoded[i + 1] & 1 : sign;
+                decoded[i] = (byte) ((decoded[i] & 255) >> 1 | above << 7);
+            }
+        }
+    }
+
+    /** What stands behind mode and table: a table set of its own, or its rows' classes; then the streams. */
+    private void items(EszTable.Reader reader, int mode, int table, int end, int items, EszTable.Set[] sets)
+            throws EszException {
         boolean sparse = segment.alphabet == EszIndex.GAP || segment.alphabet == EszIndex.MASK8;
         if (mode != 1 && mode != 4 && (mode != 8 || sparse)) {
             throw segment.error("block mode " + mode + " is unknown");
         }
-        EszTable.Set set;
+        int elements = segment.nibble ? 2 * items : items;
+        boolean rows = false;
         if (table == OWN_TABLES) {
-            set = reader.set();
-        } else if (table < sets.length) {
-            set = sets[table];
+            if (book != null) {
+                reader.useSymbols(book.length >> segment.bookLog2);
+            }
+            classes = new EszTable.Set[] {reader.set()};
         } else {
-            throw segment.error("a block uses a table that isn't there");
+            rows = segment.rowItems != 0;
+            int count = rows ? CLASSES : 1;
+            if (table + count > sets.length) {
+                throw segment.error("a block uses a table that isn't there");
+            }
+            classes = Arrays.copyOfRange(sets, table, table + count);
+        }
+        if (rows) {
+            mapAt = reader.at;
+            long rowCount = (start + elements - 1) / segment.rowItems - start / segment.rowItems + 1;
+            int last = 0;
+            for (long row = 0; row < rowCount; row += 4) {
+                last = reader.u8();
+            }
+            if (rowCount % 4 != 0 && last >> rowCount % 4 * 2 != 0) {
+                throw segment.error("the rows' classes go on behind the last row");
+            }
         }
         streams = mode;
         layStreams(reader, end);
-        int items = decodedBytes >> segment.bookLog2;
-        if (sparse) {
-            layChunks(segment.nibble ? 2 * items : items);
-            Arrays.fill(out, 0, items, (byte) (segment.nibble ? segment.fill * 17 : segment.fill));
-            if (segment.alphabet == EszIndex.GAP) {
-                gaps(set);
-            } else {
-                masks(set);
+        if (mode == 8) {
+            for (int s = 0; s < 8; s++) {
+                item[s] = s;
+                endItem[s] = items;
             }
         } else {
-            if (streams == 8) {
-                for (int s = 0; s < 8; s++) {
-                    item[s] = s;
-                    endItem[s] = items;
-                }
-                bytes(set.first, 8);
+            layChunks(elements);
+        }
+        for (int s = 0; s < streams; s++) {
+            set[s] = classes[0];
+            endRow[s] = rows ? 0 : Integer.MAX_VALUE;
+        }
+        if (sparse) {
+            Arrays.fill(out, 0, items, (byte) (segment.nibble ? segment.fill * 17 : segment.fill));
+            if (segment.alphabet == EszIndex.GAP) {
+                gaps();
             } else {
-                layChunks(items);
-                bytes(set.first, 1);
+                masks();
             }
+        } else if (mode == 8) {
+            for (int at = 0; at < items; at = endRow[0]) {
+                seekRow(0, at);
+                bytes(set[0].first, 8, 0, 8, endRow[0]);
+            }
+        } else if (rows) {
+            for (int s = 0; s < streams; s++) {
+                while (item[s] < endItem[s]) {
+                    seekRow(s, item[s]);
+                    bytes(set[s].first, 1, s, s + 1, endRow[s]);
+                }
+            }
+        } else {
+            bytes(set[0].first, 1, 0, streams, Integer.MAX_VALUE);
         }
         checkSentinels();
-        if (book != null) {
-            lookUp(items);
+    }
+
+    /** Makes the tables of a stream those of item {@code at}, if another row has begun there. */
+    private void seekRow(int stream, int at) {
+        if (at < endRow[stream]) {
+            return;
         }
+        long row = (start + at) / segment.rowItems;
+        int index = (int) (row - start / segment.rowItems);
+        set[stream] = classes[coded[mapAt + (index >> 2)] >> (index & 3) * 2 & 3];
+        endRow[stream] = (int) Math.min((row + 1) * segment.rowItems - start, Integer.MAX_VALUE);
     }
 
     /** Replaces each of {@code items} indices by its value of the codebook. */
@@ -151,16 +254,20 @@ final class EszBlock {
         }
     }
 
-    /** PLAIN and PAIR: one code a byte; a stream's items are {@code stride} apart. */
-    private void bytes(EszTable table, int stride) throws EszException {
+    /**
+     * PLAIN and PAIR: one code a byte; a stream's items are {@code stride} apart. Streams {@code first} to
+     * {@code last - 1} go on up to item {@code limit}.
+     */
+    private void bytes(EszTable table, int stride, int first, int last, int limit) throws EszException {
         char[] entries = table.entries;
         int mask = table.mask;
         int rounds = Integer.MAX_VALUE;
-        for (int s = 0; s < streams; s++) {
-            rounds = Math.min(rounds, (endItem[s] - item[s] + stride - 1) / stride / GROUP);
+        for (int s = first; s < last; s++) {
+            int left = Math.min(endItem[s], limit) - item[s];
+            rounds = Math.min(rounds, left <= 0 ? 0 : (left + stride - 1) / stride / GROUP);
         }
         for (int round = 0; round < rounds; round++) {
-            for (int s = 0; s < streams; s++) {
+            for (int s = first; s < last; s++) {
                 int at = bit[s];
                 checkInside(at, s);
                 long bits = in.getLong(at >>> 3) >>> (at & 7);
@@ -180,23 +287,22 @@ final class EszBlock {
                 item[s] = o + GROUP * stride;
             }
         }
-        for (int s = 0; s < streams; s++) {
+        for (int s = first; s < last; s++) {
             int at = bit[s];
-            for (int o = item[s]; o < endItem[s]; o += stride) {
+            int end = Math.min(endItem[s], limit);
+            int o = item[s];
+            for (; o < end; o += stride) {
                 checkInside(at, s);
                 int e = entries[(int) (in.getLong(at >>> 3) >>> (at & 7)) & mask];
                 out[o] = (byte) (e >> 4);
                 at += e & 15;
             }
             bit[s] = at;
+            item[s] = o;
         }
     }
 
-    private void gaps(EszTable.Set set) throws EszException {
-        char[] gapEntries = set.first.entries;
-        char[] valueEntries = set.values.entries;
-        int gapMask = set.first.mask;
-        int valueMask = set.values.mask;
+    private void gaps() throws EszException {
         int cap = (1 << segment.capLog2) - 1;
         boolean more = true;
         while (more) {
@@ -212,7 +318,10 @@ final class EszBlock {
                 long bits = in.getLong(at >>> 3) >>> (at & 7);
                 // Two gaps and two values of at most 11 bits fit one load.
                 for (int k = 0; k < 2 && p < end; k++) {
-                    int gap = gapEntries[(int) bits & gapMask];
+                    seekRow(s, p);
+                    EszTable gaps = set[s].first;
+                    EszTable values = set[s].values;
+                    int gap = gaps.entries[(int) bits & gaps.mask];
                     bits >>>= gap & 15;
                     at += gap & 15;
                     gap >>= 4;
@@ -221,7 +330,7 @@ final class EszBlock {
                         throw segment.error("a gap leads out of its chunk");
                     }
                     if (gap != cap && p != end) {
-                        int value = valueEntries[(int) bits & valueMask];
+                        int value = values.entries[(int) bits & values.mask];
                         bits >>>= value & 15;
                         at += value & 15;
                         put(p, value >> 4);
@@ -235,11 +344,7 @@ final class EszBlock {
         }
     }
 
-    private void masks(EszTable.Set set) throws EszException {
-        char[] maskEntries = set.first.entries;
-        char[] valueEntries = set.values.entries;
-        int maskMask = set.first.mask;
-        int valueMask = set.values.mask;
+    private void masks() throws EszException {
         boolean more = true;
         while (more) {
             more = false;
@@ -252,7 +357,10 @@ final class EszBlock {
                 int at = bit[s];
                 checkInside(at, s);
                 long bits = in.getLong(at >>> 3) >>> (at & 7);
-                int entry = maskEntries[(int) bits & maskMask];
+                seekRow(s, p);
+                EszTable masks = set[s].first;
+                EszTable values = set[s].values;
+                int entry = masks.entries[(int) bits & masks.mask];
                 bits >>>= entry & 15;
                 at += entry & 15;
                 int mask = entry >> 4;
@@ -265,7 +373,7 @@ final class EszBlock {
                         checkInside(at, s);
                         bits = in.getLong(at >>> 3) >>> (at & 7);
                     }
-                    int value = valueEntries[(int) bits & valueMask];
+                    int value = values.entries[(int) bits & values.mask];
                     bits >>>= value & 15;
                     at += value & 15;
                     put(p + Integer.numberOfTrailingZeros(mask), value >> 4);

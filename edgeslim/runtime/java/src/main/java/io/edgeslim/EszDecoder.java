@@ -24,7 +24,7 @@ public final class EszDecoder {
 
     private final EszSource source;
     private final OutputStream out;
-    private final Xxh32 image = new Xxh32();
+    private final Hash32 image = new Hash32();
     private byte[] coded = new byte[0];
     private byte[] decoded = new byte[0];
 
@@ -62,7 +62,7 @@ public final class EszDecoder {
         int size = (int) segment.codedBytes;
         reserve(size, segment.decodedBytes);
         source.read(coded, 0, size);
-        if (Xxh32.of(coded, 0, size) != segment.hash) {
+        if (Hash32.of(coded, 0, size) != segment.hash) {
             throw segment.error("is damaged (hash differs)");
         }
         if (segment.alphabet == EszIndex.RAW) {
@@ -70,9 +70,9 @@ public final class EszDecoder {
             return;
         }
         EszTable.Reader reader = new EszTable.Reader(coded, 0, size, segment);
-        byte[] book = segment.bookLog2 == 0 ? null : reader.book();
+        byte[] book = segment.hasBook() ? reader.book() : null;
         EszBlock block = new EszBlock(segment, coded, decoded, book);
-        block.decode(reader.at, size, segment.decodedBytes, new EszTable.Set[0]);
+        block.decode(reader.at, size, 0, segment.decodedBytes, new EszTable.Set[0]);
         emit(decoded, segment.decodedBytes);
     }
 
@@ -85,7 +85,7 @@ public final class EszDecoder {
             throw segment.error("directory has the wrong size");
         }
         byte[] directory = source.readClaimed((int) segment.directoryBytes);
-        if (Xxh32.of(directory, 0, directory.length) != segment.hash) {
+        if (Hash32.of(directory, 0, directory.length) != segment.hash) {
             throw segment.error("directory is damaged (hash differs)");
         }
         long dataStart = segment.codedOffset + directory.length;
@@ -96,7 +96,7 @@ public final class EszDecoder {
         checkEnds(segment, entries, blocks, segment.codedEnd() - dataStart);
         EszTable.Reader tables =
                 new EszTable.Reader(directory, blocks * BLOCK_ENTRY_BYTES, directory.length, segment);
-        byte[] book = segment.bookLog2 == 0 ? null : tables.book();
+        byte[] book = segment.hasBook() ? tables.book() : null;
         EszTable.Set[] sets = raw ? new EszTable.Set[0] : sets(segment, tables);
         if (tables.at != directory.length) {
             throw segment.error("directory is longer than its tables");
@@ -112,13 +112,13 @@ public final class EszDecoder {
             int size = end - start;
             int decodedBytes = decodedBytes(segment, i);
             source.read(coded, 0, size);
-            if (Xxh32.of(coded, 0, size) != entries.getInt(i * BLOCK_ENTRY_BYTES + 4)) {
+            if (Hash32.of(coded, 0, size) != entries.getInt(i * BLOCK_ENTRY_BYTES + 4)) {
                 throw segment.error("block " + i + " is damaged (hash differs)");
             }
             if (raw) {
                 emit(coded, size);
             } else {
-                block.decode(0, size, decodedBytes, sets);
+                block.decode(0, size, i, decodedBytes, sets);
                 emit(decoded, decodedBytes);
             }
             start = end;

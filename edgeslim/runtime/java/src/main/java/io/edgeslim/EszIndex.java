@@ -12,9 +12,13 @@ final class EszIndex {
     static final int PAIR = 2;
     static final int GAP = 3;
     static final int MASK8 = 4;
+    static final int PLANES = 5;
 
     /** Required features that this decoder knows. */
     private static final int CODEBOOK_FEATURE = 2;
+    private static final int PLANES_FEATURE = 4;
+    private static final int ROWS_FEATURE = 8;
+    private static final int FEATURES = CODEBOOK_FEATURE | PLANES_FEATURE | ROWS_FEATURE;
     private static final int HEADER_BYTES = 64;
     private static final int ENTRY_BYTES = 44;
     private static final long MAGIC = 0x0A1A0A0D5A534589L;
@@ -35,10 +39,21 @@ final class EszIndex {
         boolean nibble;
         int capLog2;
         int fill;
-        /** 0: the segment has no codebook; else its values take 2^bookLog2 bytes each. */
+        /** 0, or the values of the codebook or of PLANES take 2^bookLog2 bytes each. */
         int bookLog2;
+        /** Items of a row, if rows have classes; else 0. */
+        int rowItems;
         /** Number for messages. */
         int number;
+
+        boolean hasBook() {
+            return bookLog2 != 0 && alphabet != PLANES;
+        }
+
+        int neededFeatures() {
+            int planes = alphabet == PLANES ? PLANES_FEATURE : 0;
+            return planes | (hasBook() ? CODEBOOK_FEATURE : 0) | (rowItems != 0 ? ROWS_FEATURE : 0);
+        }
 
         long codedEnd() {
             return codedOffset + codedBytes;
@@ -69,10 +84,10 @@ final class EszIndex {
         ByteBuffer header = ByteBuffer.wrap(bytes).order(ByteOrder.LITTLE_ENDIAN);
         check(header.getLong(0) == MAGIC, "not an ESZ file");
         check(header.getShort(8) == 1, "version is " + (header.getShort(8) & 0xFFFF) + ", this decoder reads 1");
-        check(header.getInt(60) == Xxh32.of(bytes, 0, 60), "header is damaged (hash differs)");
+        check(header.getInt(60) == Hash32.of(bytes, 0, 60), "header is damaged (hash differs)");
         check(header.getShort(10) == HEADER_BYTES, "header_bytes isn't 64");
         int features = header.getInt(12);
-        check((features & ~CODEBOOK_FEATURE) == 0,
+        check((features & ~FEATURES) == 0,
                 "needs features that this decoder lacks: 0x" + Integer.toHexString(features));
         long count = header.getInt(20) & U32;
         long indexBytes = header.getLong(24);
@@ -87,7 +102,7 @@ final class EszIndex {
         check(fileBytes >= HEADER_BYTES + indexBytes, "file_bytes doesn't hold the index");
 
         byte[] index = source.readClaimed((int) indexBytes);
-        check(header.getInt(56) == Xxh32.of(index, 0, index.length), "index is damaged (hash differs)");
+        check(header.getInt(56) == Hash32.of(index, 0, index.length), "index is damaged (hash differs)");
         Segment[] segments = new Segment[(int) count];
         ByteBuffer in = ByteBuffer.wrap(index).order(ByteOrder.LITTLE_ENDIAN);
         int at = 0;
@@ -96,7 +111,7 @@ final class EszIndex {
         for (int i = 0; i < segments.length; i++) {
             check(index.length - at >= ENTRY_BYTES, "index ends within an entry");
             Segment segment = entry(in, at, i, decodedEnd, codedEnd);
-            require(segment.bookLog2 == 0 || features != 0, segment, "a codebook without its feature bit");
+            require((segment.neededFeatures() & ~features) == 0, segment, "a feature without its bit");
             int nameStart = at + ENTRY_BYTES + 4 * (in.get(at + 36) & 255);
             int end = nameStart + (in.getShort(at + 32) & 0xFFFF);
             check(end <= index.length, "index ends within an entry");
@@ -134,22 +149,27 @@ final class EszIndex {
         segment.capLog2 = in.get(at + 39) & 255;
         segment.fill = in.get(at + 40) & 255;
         segment.bookLog2 = in.get(at + 41) & 255;
+        segment.rowItems = (in.getShort(at + 42) & 0xFFFF) * 8;
         boolean sparse = segment.alphabet == GAP || segment.alphabet == MASK8;
 
         require(in.getLong(at) == decodedEnd, segment, "decoded_offset leaves a gap");
         require(segment.decodedBytes >= 0, segment, "decoded_bytes is too large");
         require((in.getShort(at + 32) & 0xFFFF) <= 1024, segment, "name is too long");
-        require(segment.alphabet <= MASK8, segment, "alphabet " + segment.alphabet + " is unknown");
+        require(segment.alphabet <= PLANES, segment, "alphabet " + segment.alphabet + " is unknown");
         require((in.get(at + 36) & 255) <= 8, segment, "rank is too large");
         require((flags & ~(COMPACT | NIBBLE)) == 0, segment, "unknown flags");
         require(!segment.nibble || sparse, segment, "NIBBLE with this alphabet");
         require(segment.alphabet == GAP ? segment.capLog2 >= 5 && segment.capLog2 <= 8 : segment.capLog2 == 0,
                 segment, "cap_log2 is wrong");
-        require(sparse ? !segment.nibble || segment.fill <= 15 : segment.fill == 0, segment, "fill is wrong");
-        require(in.getShort(at + 42) == 0, segment, "reserved bytes aren't 0");
+        int mostFill = sparse ? segment.nibble ? 15 : 255 : segment.alphabet == PLANES ? 1 : 0;
+        require(segment.fill <= mostFill, segment, "fill is wrong");
+        require(segment.rowItems == 0 || !segment.compact && (sparse || segment.alphabet == PLAIN),
+                segment, "rows with this alphabet, or COMPACT");
+        require(segment.bookLog2 != 0 || segment.alphabet != PLANES, segment, "PLANES without a value size");
         if (segment.bookLog2 != 0) {
             require(segment.bookLog2 <= 3, segment, "book_log2 is wrong");
-            require((sparse || segment.alphabet == PLAIN) && !segment.nibble, segment, "codebook with this alphabet");
+            boolean fits = sparse || segment.alphabet == PLAIN || segment.alphabet == PLANES;
+            require(fits && !segment.nibble, segment, "codebook with this alphabet");
             require((segment.decodedBytes & (1 << segment.bookLog2) - 1) == 0, segment, "size isn't one of whole values");
         }
         if (segment.compact) {

@@ -81,6 +81,7 @@ final class EszTable {
         Set set() throws EszException {
             switch (segment.alphabet) {
                 case EszIndex.PLAIN:
+                case EszIndex.PLANES:
                     return new Set(build(lengths(symbols, MAX_BITS)), null);
                 case EszIndex.PAIR:
                     return new Set(pairs(build(lengths(16, MAX_PAIR_BITS))), null);
