@@ -73,9 +73,9 @@ def build(
         name=name,
         out=out,
     )
-    plan = plan_build(overrides, folder)
     cache = Cache.default() if use_cache else None
-    unchanged = None if cache is None else find_unchanged(plan, cache)
+    # Stages and all that they import aren't needed to see that nothing has changed.
+    unchanged = None if cache is None else find_unchanged(plan_build(overrides, folder, load_stages=False), cache)
     if unchanged is not None:
         if progress is not None:
             progress.step("nothing to do: inputs and output are those of an earlier build")
@@ -83,4 +83,4 @@ def build(
     from edgeslim.html import render_artifact
     from edgeslim.pipeline import run_build  # only now: there is something to do, and this takes seconds
 
-    return run_build(plan, progress, cache, render_artifact)
+    return run_build(plan_build(overrides, folder), progress, cache, render_artifact)

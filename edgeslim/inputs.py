@@ -189,7 +189,7 @@ def write_depfile(path: Path, artifact: str, overrides: Overrides) -> None:
     Raises:
         BadInputError: the file can't be written.
     """
-    plan = plan_build(overrides)
+    plan = plan_build(overrides, load_stages=False)
     source = resolve_source(plan.model, base=plan.base, tokenizer=plan.tokenizer, name=plan.name)
     names = [_escape(str(item)) for item in input_files(plan, source)]
     rules = [f"{_escape(artifact)}: " + " \\\n  ".join(names), *(f"{name}:" for name in names)]

@@ -137,8 +137,10 @@ class Plan:
     files: tuple[Path, ...] = ()
 
 
-def plan_build(overrides: Overrides, folder: Path | None = None) -> Plan:
+def plan_build(overrides: Overrides, folder: Path | None = None, *, load_stages: bool = True) -> Plan:
     """Reads ``folder``'s project file if there is one (a missing one is fine where a model was named) and resolves all.
+
+    Without ``load_stages`` the plan can be compared with an earlier one, and not be built.
 
     Raises:
         UsageError: no model or no target was named.
@@ -174,11 +176,11 @@ def plan_build(overrides: Overrides, folder: Path | None = None) -> Plan:
     length = file.export.fixed_length
     recipe_file = Path(overrides.recipe) if overrides.recipe else base / file.recipe if file.recipe else None
     if recipe_file is not None:
-        recipe = load_recipe(recipe_file)
+        recipe = load_recipe(recipe_file, load_stages=load_stages)
     elif file.steps:
-        recipe = parse_recipe(file.steps, str(path))
+        recipe = parse_recipe(file.steps, str(path), load_stages=load_stages)
     else:
-        recipe = parse_recipe(target.steps, f"target {target.name}")
+        recipe = parse_recipe(target.steps, f"target {target.name}", load_stages=load_stages)
     out = Path(overrides.out) if overrides.out else base / (file.out or Path("out") / target.name)
     return Plan(
         model=model,

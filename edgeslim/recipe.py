@@ -52,22 +52,27 @@ def stage_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")))
 
 
-def load_recipe(path: Path) -> Recipe:
-    """Reads a recipe file.
+def load_recipe(path: Path, *, load_stages: bool = True) -> Recipe:
+    """Reads a recipe file; see ``parse_recipe``.
 
     Raises:
         BadInputError: it is malformed, or names an unknown stage or setting.
     """
-    return parse_recipe(parse_fields(_RecipeFile, read_toml(path), str(path)).steps, str(path))
+    tables = parse_fields(_RecipeFile, read_toml(path), str(path)).steps
+    return parse_recipe(tables, str(path), load_stages=load_stages)
 
 
-def parse_recipe(tables: Sequence[Mapping[str, Any]], where: str) -> Recipe:
+def parse_recipe(tables: Sequence[Mapping[str, Any]], where: str, *, load_stages: bool = True) -> Recipe:
     """Makes stages from their tables; ``where`` names the file in errors.
+
+    Without ``load_stages`` the recipe has its tables alone: enough to tell whether it has changed, without the
+    libraries that stages import.
 
     Raises:
         BadInputError: an unknown stage, or settings that it doesn't have.
     """
-    stages = [_parse_stage(table, f"{where}: steps[{index}]") for index, table in enumerate(tables)]
+    numbered = enumerate(tables) if load_stages else ()
+    stages = [_parse_stage(table, f"{where}: steps[{index}]") for index, table in numbered]
     return Recipe(
         torch=tuple(named for named in stages if named.stage.level == "torch"),
         graph=tuple(named for named in stages if named.stage.level == "graph"),
