@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -15,6 +16,13 @@ from edgeslim.errors import MissingToolError
 
 HERE = Path(__file__).parent
 GOLDEN = HERE.parent / "golden"
+PACKAGES = {
+    "clang": "clang",
+    "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
+    "arm-linux-gnueabihf-gcc": "gcc-arm-linux-gnueabihf",
+    "arm-none-eabi-gcc": "gcc-arm-none-eabi",
+}
+MOST_SMALL_BYTES = 8_448  # code and messages; the aim is 6,144
 SANITIZERS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
@@ -64,10 +72,61 @@ def test_encoder_under_sanitizers(tmp_path: Path) -> None:
     assert done.stdout.startswith("coded ")
 
 
-@pytest.mark.parametrize("source", ["esz.c", "esz_encode.c"])
-@pytest.mark.parametrize("flags", [("-O3",), ("-Os", "-DESZ_SMALL"), ("-O2", "-DESZ_32_BIT"), ("-O0",)], ids=str)
-def test_sources_compile_without_a_warning(source: str, flags: tuple[str, ...], tmp_path: Path) -> None:
-    compile_c(tmp_path / "out.o", *flags, "-Wconversion", "-Wno-sign-conversion", "-c", SOURCES / source)
+TARGETS = {
+    "gcc": ("gcc", "-O3", "-Wconversion", "-Wno-sign-conversion"),
+    "gcc -O0": ("gcc", "-O0"),
+    "gcc small": ("gcc", "-Os", "-DESZ_SMALL", "-Wconversion", "-Wno-sign-conversion"),
+    "gcc 32-bit": ("gcc", "-O2", "-DESZ_32_BIT", "-Wconversion", "-Wno-sign-conversion"),
+    "clang": ("clang", "-O3", "-Wconversion", "-Wno-sign-conversion"),
+    "clang small": ("clang", "-Os", "-DESZ_SMALL"),
+    "clang 32-bit": ("clang", "-O2", "-DESZ_32_BIT"),
+    "aarch64": ("aarch64-linux-gnu-gcc", "-O3"),
+    "armhf": ("arm-linux-gnueabihf-gcc", "-O3"),
+    "cortex-m3": ("arm-none-eabi-gcc", "-Os", "-mcpu=cortex-m3", "-mthumb", "-DESZ_SMALL"),
+    "wasm32": ("clang", "--target=wasm32", "-nostdlib", "-Os"),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_sources_compile_without_a_warning(target: str, tmp_path: Path) -> None:
+    compiler, *flags = TARGETS[target]
+    if shutil.which(compiler) is None and compiler != "gcc":
+        pytest.skip(f"no {compiler}: apt-get install {PACKAGES[compiler]}")
+    if target == "wasm32":  # without a C library, the three functions that the decoder calls are declared by hand
+        (tmp_path / "string.h").write_text(
+            "#include <stddef.h>\nvoid *memcpy(void *, const void *, size_t);\n"
+            "void *memset(void *, int, size_t);\nint memcmp(const void *, const void *, size_t);\n"
+        )
+        flags += ["-isystem", str(tmp_path)]
+    compile_c(tmp_path / "out.o", *flags, "-c", SOURCES / "esz.c", compiler=compiler)
+    if target not in ("wasm32", "cortex-m3"):  # who encodes has a C library
+        compile_c(tmp_path / "out.o", *flags, "-c", SOURCES / "esz_encode.c", compiler=compiler)
+
+
+def test_decoder_for_small_devices_does_not_grow(tmp_path: Path) -> None:
+    """Code and constants, without unwinding tables."""
+    if shutil.which("aarch64-linux-gnu-gcc") is None:
+        pytest.skip("no aarch64-linux-gnu-gcc: apt-get install gcc-aarch64-linux-gnu")
+    flags = ("-Os", "-DESZ_SMALL", "-fno-asynchronous-unwind-tables", "-ffunction-sections", "-c", SOURCES / "esz.c")
+    compiled = compile_c(tmp_path / "esz.o", *flags, compiler="aarch64-linux-gnu-gcc")
+    listed = subprocess.run(["aarch64-linux-gnu-size", "-A", compiled], capture_output=True, text=True, check=True)
+    sections = [line.split() for line in listed.stdout.splitlines() if line.startswith((".text", ".rodata"))]
+    assert sum(int(section[1]) for section in sections) <= MOST_SMALL_BYTES
+
+
+@pytest.mark.slow
+def test_fuzzer_finds_nothing(tmp_path: Path) -> None:
+    if shutil.which("clang") is None:
+        pytest.skip("no clang: apt-get install clang")
+    flags = ("-g", "-O1", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all", "-I", SOURCES)
+    program = compile_c(tmp_path / "fuzz", *flags, HERE / "fuzz_esz.c", SOURCES / "esz.c", compiler="clang")
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "seeds").mkdir()
+    for path in GOLDEN.glob("*.esz"):
+        shutil.copy(path, tmp_path / "seeds")
+    command = [program, "-max_total_time=30", "-max_len=131072", "-rss_limit_mb=1024", "corpus", "seeds"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def test_decoder_needs_memory_functions_only(tmp_path: Path) -> None:
