@@ -20,7 +20,7 @@ from typing import Any
 
 from edgeslim.cache import Cache, hash_file, hash_parts
 from edgeslim.core import ArtifactInfo, Report
-from edgeslim.errors import BadInputError
+from edgeslim.errors import BadInputError, MissingToolError
 from edgeslim.fields import parse_fields
 from edgeslim.project import PROJECT_FILE, Overrides, Plan, plan_build
 from edgeslim.source import Source, resolve_source
@@ -66,14 +66,14 @@ def versions() -> Mapping[str, str]:
     """The versions that a result depends on: libraries, Python, the CPU's class, and edgeslim's own sources."""
     found = {name: _version(name) for name in _LIBRARIES}
     root = Path(__file__).parent
-    kinds = (".py", ".c", ".h", ".jar", ".so", ".dylib")
-    sources = sorted(path for path in root.rglob("*") if path.suffix in kinds)
+    sources = sorted(path for path in root.rglob("*") if path.suffix in (".py", ".c", ".h", ".jar"))
     kernels = sorted((profile_folder() / "runtimes").glob("*.json"))
     return {
         **found,
         "python": platform.python_version(),
         "cpu": _cpu_class(),
         "edgeslim": hash_parts({path.relative_to(root).as_posix(): hash_file(path) for path in sources}),
+        "coder": _hash_coder(),
         "kernels": hash_parts({path.name: hash_file(path) for path in kernels}),
     }
 
@@ -278,6 +278,16 @@ def _version(name: str) -> str:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _hash_coder() -> str:
+    """The library that really codes: an editable install may go on loading an old one."""
+    from edgeslim.codec.library import find_library
+
+    try:
+        return hash_file(find_library())
+    except MissingToolError:
         return ""
 
 

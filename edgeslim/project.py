@@ -12,7 +12,7 @@ from edgeslim.fields import parse_fields, read_toml
 from edgeslim.preprocessing import PreprocessingOptions
 from edgeslim.recipe import Recipe, load_recipe, parse_recipe
 from edgeslim.samples import DataOptions
-from edgeslim.target import Budget, TargetProfile, list_targets, load_target, target_file
+from edgeslim.target import Budget, TargetProfile, list_targets, load_target, target_files
 from edgeslim.units import parse_bytes, parse_ms
 
 __all__ = [
@@ -198,7 +198,7 @@ def plan_build(overrides: Overrides, folder: Path | None = None, *, load_stages:
         labels=file.labels,
         preprocessing=file.preprocessing,
         export=file.export,
-        files=tuple(path for path in (recipe_file, target_file(target_name)) if path is not None),
+        files=(*target_files(target_name), *((recipe_file,) if recipe_file is not None else ())),
     )
 
 

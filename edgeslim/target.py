@@ -24,6 +24,7 @@ __all__ = [
     "load_target",
     "profile_folder",
     "target_file",
+    "target_files",
 ]
 
 MAX_EXTENDS = 4
@@ -146,6 +147,19 @@ def target_file(name: str) -> Path:
     return profile_folder() / f"{name}.toml"
 
 
+def target_files(name: str) -> tuple[Path, ...]:
+    """The files of a profile and of those that it extends.
+
+    Raises:
+        UsageError: there is no such profile.
+        BadInputError: a file is malformed.
+    """
+    found = [target_file(name)]
+    while len(found) <= MAX_EXTENDS and isinstance(parent := read_toml(found[-1]).get("extends"), str):
+        found.append(_parent_file(found[-1], parent))
+    return tuple(found)
+
+
 def _read(path: Path, depth: int) -> dict[str, Any]:
     table = read_toml(path)
     parent = table.pop("extends", None)
@@ -155,11 +169,16 @@ def _read(path: Path, depth: int) -> dict[str, Any]:
         raise BadInputError(
             str(path), f"extends = {parent!r}", expected=f"a profile's name, at most {MAX_EXTENDS} deep"
         )
+    return _lay_over(_read(_parent_file(path, parent), depth + 1), table)
+
+
+def _parent_file(path: Path, parent: str) -> Path:
+    """The file that the profile at ``path`` extends: one beside it, or a built-in one."""
     local = path.parent / parent
     if parent.endswith(".toml") and local.is_file():
-        return _lay_over(_read(local, depth + 1), table)
+        return local
     try:
-        return _lay_over(_read(target_file(parent), depth + 1), table)
+        return target_file(parent)
     except UsageError as error:  # of the file, not of the command line
         raise BadInputError(
             str(path), f'extends = "{parent}": {error.got}', expected=error.expected, hint=error.hint
