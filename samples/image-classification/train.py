@@ -2,7 +2,7 @@
 
 The data are 28 x 28 gray pictures of clothing in ten classes: 60,000 to train with and 10,000 to test with (Xiao, Rasul
 and Vollgraf 2017, arXiv 1708.07747; MIT licence). Debian and Ubuntu have them as the package dataset-fashion-mnist.
-Five epochs, batches of 128, pictures shifted by up to 2 pixels and flipped, a one-cycle rate. A few minutes on two
+Five epochs, batches of 128, pictures shifted by up to 2 pixels and flipped, a one-cycle rate. Some minutes on two
 cores. Seeds are fixed; other processors round otherwise, and so may end a few tenths of a percent apart.
 
 Usage: ``python train.py [FOLDER]``; FOLDER holds the four ``*-ubyte.gz`` files, where the package put them if none is
