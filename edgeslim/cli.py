@@ -23,6 +23,8 @@ from edgeslim.commands.check import check
 from edgeslim.commands.doctor import doctor
 from edgeslim.commands.init import init
 from edgeslim.commands.inspect import inspect_model
+from edgeslim.commands.pack import pack
+from edgeslim.commands.unpack import unpack
 from edgeslim.errors import EdgeslimError
 from edgeslim.verdict import judge_report
 
@@ -45,6 +47,8 @@ app.command("check")(check)
 app.command("doctor")(doctor)
 app.command("init")(init)
 app.command("inspect")(inspect_model)
+app.command("pack")(pack)
+app.command("unpack")(unpack)
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001  typer calls it so
