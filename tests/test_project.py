@@ -145,7 +145,7 @@ def test_recipes_in_order_of_precedence(folder: Path, tmp_path: Path) -> None:
     write(folder, steps.format("minmax"), "beside.toml")
     given = Overrides(recipe=str(write(tmp_path, steps.format("entropy"), "given.toml")))
     write(folder, head)
-    assert method(Overrides()) == "mse"
+    assert method(Overrides()) == "output"
     write(folder, head + steps.format("percentile"))
     assert method(Overrides()) == "percentile"
     write(folder, head + 'recipe = "beside.toml"\n' + steps.format("percentile"))
