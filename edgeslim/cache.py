@@ -157,6 +157,14 @@ class Cache:
                 made.rename(self.root / key)
             self.trim()
 
+    def sweep(self) -> None:
+        """Removes what killed builds left half written or half removed."""
+        with suppress(OSError):
+            remove_abandoned(self.root, _NEW)
+            for place in self.root.iterdir():
+                if _HIDDEN.fullmatch(place.name):
+                    shutil.rmtree(place, ignore_errors=True)
+
     def remove(self, key: str) -> None:
         """Removes an entry, if it is there."""
         _remove(self.root / key)
@@ -207,10 +215,7 @@ class Cache:
 
     def _sweep(self) -> None:
         """Removes what killed builds left half written or half removed, and what is no whole entry."""
-        remove_abandoned(self.root, _NEW)
-        for place in self.root.iterdir():
-            if _HIDDEN.fullmatch(place.name):
-                shutil.rmtree(place, ignore_errors=True)
+        self.sweep()
         for place in self._places():  # an entry appears whole, so what isn't whole never will be
             if _read_entry(place) is None:
                 _remove(place)

@@ -25,6 +25,7 @@ from edgeslim.fields import parse_fields
 from edgeslim.project import PROJECT_FILE, Overrides, Plan, plan_build
 from edgeslim.source import Source, resolve_source
 from edgeslim.target import profile_folder
+from edgeslim.workspace import sweep
 
 __all__ = [
     "BuildInputs",
@@ -142,6 +143,9 @@ def find_unchanged(plan: Plan, store: Cache) -> Report | None:
         found = parse_fields(Report, report, "cache")
     except BadInputError:
         return None
+    # A kill may have come after the last rename, and then this is the next build.
+    sweep(plan.out)
+    store.sweep()
     # The earlier build may have been started elsewhere, where a relative path was another.
     place = plan.out / Path(found.artifact.path).name
     return replace(found, artifact=ArtifactInfo(path=str(place), bytes=found.artifact.bytes))

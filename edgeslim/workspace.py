@@ -16,7 +16,7 @@ from pathlib import Path
 from edgeslim.errors import BadInputError
 from edgeslim.folders import claimed_folder, remove_abandoned, uninterrupted
 
-__all__ = ["publish", "scratch_folder"]
+__all__ = ["publish", "scratch_folder", "sweep"]
 
 _REPORTS = {".html": 1, ".json": 2}
 """Suffixes of the files that go last."""
@@ -50,6 +50,14 @@ def scratch_folder(out: Path) -> Iterator[Path]:
         for folder in made:
             with suppress(OSError):  # something lies in it
                 folder.rmdir()
+
+
+def sweep(out: Path) -> None:
+    """Removes the scratch folders of killed builds into ``out``, as far as they can be."""
+    out = out.absolute().resolve()
+    for home in (out.parent, out):
+        with suppress(OSError):
+            remove_abandoned(home, _PREFIX)
 
 
 def publish(ready: Path, out: Path) -> None:

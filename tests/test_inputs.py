@@ -132,6 +132,15 @@ def test_the_report_names_the_package_from_where_one_stands(built: Project, monk
     assert Path(report.artifact.path).is_file()
 
 
+def test_an_unchanged_build_removes_what_a_killed_one_left(built: Project) -> None:
+    """The kill came after the last rename: all is known, and only the scratch folder wasn't removed any more."""
+    left = (built.folder / ".edgeslim-build-abcd_123", built.cache.root / ".new-abcd_123")
+    for folder in left:
+        (folder / "deep").mkdir(parents=True)
+    assert built.ran() == {"nothing"}
+    assert not [folder for folder in left if folder.exists()]
+
+
 def test_without_the_cache_all_runs(built: Project) -> None:
     assert built.ran(use_cache=False) == {*STEPS, "checks"}
 

@@ -181,4 +181,4 @@ def test_no_signal_stops_it_halfway(tmp_path: Path, ready: Path, monkeypatch: py
     with pytest.raises(KeyboardInterrupt):
         publish(ready, tmp_path / "out")
     assert len([text for text in listing(tmp_path / "out").values() if text]) == 5
-    assert workspace.__all__ == ["publish", "scratch_folder"]
+    assert workspace.__all__ == ["publish", "scratch_folder", "sweep"]
