@@ -5,7 +5,7 @@ in turn, round after round, in one process; speeds are medians of the thread's C
 its time to encode is that of a whole container; zstd and zlib code the payload as one stream, huff0 in blocks of
 128 KiB without a hash. All decode into memory that exists already, but those behind a Python package (marked *).
 
-    python benchmarks/codec.py [--quick] [--json] [--rounds N] [--only WORD]
+    python benchmarks/codec.py [--quick] [--json] [--rounds N] [--only WORD] [--coders NAME,...]
 
 huff0 comes out of Debian's static libzstd (`apt-get install libzstd-dev`). zipnn, nncodec, constriction and openzl take
 part where they are installed. What is missing is named under the table.
@@ -321,10 +321,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a fifth of the matrices, the fast coders only")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", default="", help="payloads whose name has this word")
+    parser.add_argument("--coders", default="", help="the coders to run, by the start of their names")
     arguments = parser.parse_args()
     answers: dict[str, dict[str, object]] = {}
     with tempfile.TemporaryDirectory() as folder:
         coders, missing = find_coders(Path(folder), quick=arguments.quick)
+        wanted = tuple(arguments.coders.split(","))
+        coders = [coder for coder in coders if coder.name.startswith(wanted)]
         if not arguments.json:
             print("| | bits a weight | over H0 | encode MB/s | decode MB/s |\n|---|---|---|---|---|")
         for payload in make_payloads(load_matrices(quick=arguments.quick)):

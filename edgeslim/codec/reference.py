@@ -6,45 +6,21 @@ about 1 MB/s and says exactly what is wrong with a container, so it also serves 
 
 from __future__ import annotations
 
-import itertools
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from edgeslim.codec import format as esz
 from edgeslim.codec.format import SegmentInfo, hash32, malformed
+from edgeslim.codec.reference_tables import BROKEN, Place, Reader, Table, read_set
 
 __all__ = ["decode_reference"]
 
 _STORED = 0
 _OWN_TABLE = 255
-_BROKEN = "its hashes are right, so a program that breaks the format wrote it"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Table:
-    """A code: ``entries[next max_bits bits of the stream]`` is (symbol, code length)."""
-
-    max_bits: int
-    entries: tuple[tuple[int, int], ...]
-
-
-_TablesAt = Callable[[int], tuple[_Table, ...]]
+_TablesAt = Callable[[int], tuple[Table, ...]]
 """The tables of an item, by its number within the block."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Place:
-    """Where in the container we are, for errors."""
-
-    source: str
-    offset: int
-    segment: int
-    block: int | None = None
-
-    def error(self, got: str, expected: str) -> Exception:
-        block = "" if self.block is None else f", block {self.block}"
-        return malformed(self.source, f"byte {self.offset}, segment {self.segment}{block}", got, expected, _BROKEN)
 
 
 def decode_reference(data: bytes | bytearray | memoryview) -> bytes:
@@ -61,20 +37,20 @@ def decode_reference(data: bytes | bytearray | memoryview) -> bytes:
     info = esz.parse_index(header, data[esz.HEADER_BYTES : end])
     image = bytearray()
     for number, segment in enumerate(info.segments):
-        place = _Place(source="container", offset=end, segment=number)
+        place = Place(source="container", offset=end, segment=number)
         if any(data[end : segment.coded_offset]):
             raise place.error("padding that is not zero", "zeros")
         end = segment.coded_offset + segment.coded_bytes
         image += _decode_payload(segment, data[segment.coded_offset : end], number)
     found = hash32(image)
     if found != header.image_hash:
-        raise malformed("container", "byte 48", f"image hash {header.image_hash:#010x}", f"{found:#010x}", _BROKEN)
+        raise malformed("container", "byte 48", f"image hash {header.image_hash:#010x}", f"{found:#010x}", BROKEN)
     return bytes(image)
 
 
 def _decode_payload(segment: SegmentInfo, payload: bytes, number: int) -> bytes:
     """Section 4: directory, padding, blocks."""
-    place = _Place(source="container", offset=segment.coded_offset, segment=number)
+    place = Place(source="container", offset=segment.coded_offset, segment=number)
     if segment.compact:
         found = hash32(payload)
         if found != segment.hash:
@@ -100,7 +76,7 @@ def _decode_payload(segment: SegmentInfo, payload: bytes, number: int) -> bytes:
     start = 0
     for block, (end, block_hash) in enumerate(entries):
         coded = data[start:end]
-        at = _Place(
+        at = Place(
             source="container",
             offset=segment.coded_offset + segment.data_offset + start,
             segment=number,
@@ -114,7 +90,7 @@ def _decode_payload(segment: SegmentInfo, payload: bytes, number: int) -> bytes:
     return bytes(image)
 
 
-def _check_ends(segment: SegmentInfo, ends: list[int], sizes: list[int], data_bytes: int, place: _Place) -> None:
+def _check_ends(segment: SegmentInfo, ends: list[int], sizes: list[int], data_bytes: int, place: Place) -> None:
     start = 0
     for end, size in zip(ends, sizes, strict=True):
         coded = end - start
@@ -125,7 +101,7 @@ def _check_ends(segment: SegmentInfo, ends: list[int], sizes: list[int], data_by
         raise place.error(f"{data_bytes} bytes of data", f"{start}, where the last block ends")
 
 
-def _read_book(segment: SegmentInfo, data: bytes, at: int, place: _Place) -> tuple[tuple[bytes, ...], int]:
+def _read_book(segment: SegmentInfo, data: bytes, at: int, place: Place) -> tuple[tuple[bytes, ...], int]:
     """The codebook's values, none without a codebook, and where they end."""
     if not segment.has_codebook:
         return (), at
@@ -137,8 +113,8 @@ def _read_book(segment: SegmentInfo, data: bytes, at: int, place: _Place) -> tup
 
 
 def _read_sets(
-    segment: SegmentInfo, directory: bytes, at: int, book_count: int, place: _Place
-) -> tuple[tuple[_Table, ...], ...]:
+    segment: SegmentInfo, directory: bytes, at: int, book_count: int, place: Place
+) -> tuple[tuple[Table, ...], ...]:
     sets = []
     if segment.alphabet != "RAW":
         if at == len(directory):
@@ -148,7 +124,7 @@ def _read_sets(
         if count > esz.MAX_SETS:
             raise place.error(f"{count} table sets", f"at most {esz.MAX_SETS}")
         for _ in range(count):
-            tables, at = _read_set(segment, directory, at, book_count, place)
+            tables, at = read_set(segment, directory, at, book_count, place)
             sets.append(tables)
     if at != len(directory):
         raise place.error(f"a directory of {len(directory)} bytes", str(at))
@@ -159,9 +135,9 @@ def _decode_block(
     segment: SegmentInfo,
     coded: bytes,
     block: int,
-    sets: tuple[tuple[_Table, ...], ...],
+    sets: tuple[tuple[Table, ...], ...],
     book: tuple[bytes, ...],
-    place: _Place,
+    place: Place,
 ) -> bytes:
     """Section 5: STORED, planes, or coded items."""
     if segment.alphabet == "RAW":
@@ -190,7 +166,7 @@ def _decode_block(
     return _rotate_back(image, segment.value_bytes) if segment.fill else image
 
 
-def _stored(coded: bytes, size: int, place: _Place) -> bytes:
+def _stored(coded: bytes, size: int, place: Place) -> bytes:
     if coded[1] != 0 or len(coded) != size + 2:
         raise place.error(f"STORED with table {coded[1]}, {len(coded)} bytes", f"table 0, {size + 2}")
     return coded[2:]
@@ -210,9 +186,9 @@ def _decode_items(
     coded: bytes,
     size: int,
     start: int,
-    sets: tuple[tuple[_Table, ...], ...],
+    sets: tuple[tuple[Table, ...], ...],
     book: tuple[bytes, ...],
-    place: _Place,
+    place: Place,
 ) -> bytes:
     """Mode, table sets and the classes of rows, then the streams. ``start``: the first item within the segment."""
     mode, table, at = coded[0], coded[1], 2
@@ -220,8 +196,8 @@ def _decode_items(
         raise place.error(f"mode {mode}", "a number of streams that the alphabet has")
     row_items, rows = 0, [0]
     if table == _OWN_TABLE:
-        tables, at = _read_set(segment, coded, at, len(book), place)
-        chosen: tuple[tuple[_Table, ...], ...] = (tables,)
+        tables, at = read_set(segment, coded, at, len(book), place)
+        chosen: tuple[tuple[Table, ...], ...] = (tables,)
     else:
         chosen = sets[table : table + (esz.ROW_CLASSES if segment.row_items else 1)]
         if len(chosen) != (esz.ROW_CLASSES if segment.row_items else 1):
@@ -232,13 +208,13 @@ def _decode_items(
             rows, at = _read_map(coded, at, (start + items - 1) // row_items - start // row_items + 1, place)
     streams = _split_streams(coded, at, mode, place)
 
-    def tables_at(item: int) -> tuple[_Table, ...]:
+    def tables_at(item: int) -> tuple[Table, ...]:
         return chosen[rows[(start + item) // row_items - start // row_items]] if row_items else chosen[0]
 
     return _join_streams(segment, streams, size, tables_at, place)
 
 
-def _read_map(coded: bytes, at: int, count: int, place: _Place) -> tuple[list[int], int]:
+def _read_map(coded: bytes, at: int, count: int, place: Place) -> tuple[list[int], int]:
     """The class of each of the block's rows, and where the map ends."""
     size = -(-count // 4)
     bits = int.from_bytes(coded[at : at + size], "little")
@@ -247,7 +223,7 @@ def _read_map(coded: bytes, at: int, count: int, place: _Place) -> tuple[list[in
     return [bits >> 2 * row & 3 for row in range(count)], at + size
 
 
-def _join_streams(segment: SegmentInfo, streams: list[bytes], size: int, tables_at: _TablesAt, place: _Place) -> bytes:
+def _join_streams(segment: SegmentInfo, streams: list[bytes], size: int, tables_at: _TablesAt, place: Place) -> bytes:
     """The block's bytes, or indices, from its streams: interleaved or in chunks."""
     mode = len(streams)
     items = 2 * size if segment.nibble else size
@@ -266,7 +242,7 @@ def _join_streams(segment: SegmentInfo, streams: list[bytes], size: int, tables_
     return bytes(elements)
 
 
-def _split_streams(coded: bytes, at: int, mode: int, place: _Place) -> list[bytes]:
+def _split_streams(coded: bytes, at: int, mode: int, place: Place) -> list[bytes]:
     start = at + 3 * (mode - 1)
     if len(coded) < start:
         raise place.error(f"{len(coded)} bytes", "room for the stream sizes")
@@ -283,39 +259,9 @@ def _split_streams(coded: bytes, at: int, mode: int, place: _Place) -> list[byte
     return streams
 
 
-class _Reader:
-    """The bits of one stream, from bit 0 up."""
-
-    def __init__(self, stream: bytes, place: _Place) -> None:
-        self.stream = stream
-        self.place = place
-        self.at = 0  # next byte
-        self.bits = 0
-        self.held = 0
-
-    def symbol(self, table: _Table) -> int:
-        if self.held < table.max_bits:
-            more = self.stream[self.at : self.at + 32]
-            self.bits |= int.from_bytes(more, "little") << self.held
-            self.held += 8 * len(more)
-            self.at += len(more)
-        symbol, length = table.entries[self.bits & ((1 << table.max_bits) - 1)]
-        if length > self.held:
-            raise self.place.error("a stream that ends within a code", "all items")
-        self.bits >>= length
-        self.held -= length
-        return symbol
-
-    def check_end(self) -> None:
-        rest = self.stream[self.at :]
-        left = self.held + 8 * len(rest)
-        if not 1 <= left <= 8 or self.bits | int.from_bytes(rest, "little") << self.held != 1:
-            raise self.place.error(f"{left} bits behind the last item", "a sentinel bit, then zeros to the byte's end")
-
-
-def _decode_chunk(segment: SegmentInfo, stream: bytes, places: range, tables_at: _TablesAt, place: _Place) -> bytearray:
+def _decode_chunk(segment: SegmentInfo, stream: bytes, places: range, tables_at: _TablesAt, place: Place) -> bytearray:
     """Section 6: the items at ``places`` of the block, from one stream; for GAP and MASK8, an element a byte."""
-    reader = _Reader(stream, place)
+    reader = Reader(stream, place)
     if segment.alphabet in ("PLAIN", "PLANES"):
         out = bytearray(reader.symbol(tables_at(item)[0]) for item in places)
     elif segment.alphabet == "PAIR":
@@ -328,9 +274,7 @@ def _decode_chunk(segment: SegmentInfo, stream: bytes, places: range, tables_at:
     return out
 
 
-def _decode_gaps(
-    reader: _Reader, places: range, segment: SegmentInfo, tables_at: _TablesAt, place: _Place
-) -> bytearray:
+def _decode_gaps(reader: Reader, places: range, segment: SegmentInfo, tables_at: _TablesAt, place: Place) -> bytearray:
     length = len(places)
     out = bytearray([segment.fill]) * length
     p = 0
@@ -349,9 +293,7 @@ def _decode_gaps(
     return out
 
 
-def _decode_masks(
-    reader: _Reader, places: range, segment: SegmentInfo, tables_at: _TablesAt, place: _Place
-) -> bytearray:
+def _decode_masks(reader: Reader, places: range, segment: SegmentInfo, tables_at: _TablesAt, place: Place) -> bytearray:
     length = len(places)
     out = bytearray([segment.fill]) * length
     for group in range(0, length, 8):
@@ -363,69 +305,3 @@ def _decode_masks(
             if mask >> k & 1:
                 out[group + k] = reader.symbol(values)
     return out
-
-
-def _read_set(
-    segment: SegmentInfo, data: bytes, at: int, book_count: int, place: _Place
-) -> tuple[tuple[_Table, ...], int]:
-    """Section 7: the alphabet's tables and where they end."""
-    values = book_count or 256
-    symbols = {"PLAIN": values, "PLANES": 256, "PAIR": 16, "GAP": segment.cap + 1, "MASK8": 256}[segment.alphabet]
-    limit = esz.MAX_PAIR_BITS if segment.alphabet == "PAIR" else esz.MAX_CODE_BITS
-    lengths, at = _read_lengths(data, at, symbols, limit, place)
-    tables = [_make_table(lengths)]
-    if segment.alphabet in ("GAP", "MASK8"):
-        lengths, at = _read_lengths(data, at, 16 if segment.nibble else values, esz.MAX_CODE_BITS, place)
-        if segment.fill in lengths:
-            raise place.error(f"a value code for the fill value {segment.fill}", "none")
-        tables.append(_make_table(lengths))
-    return tuple(tables), at
-
-
-def _read_lengths(data: bytes, at: int, symbols: int, limit: int, place: _Place) -> tuple[dict[int, int], int]:
-    """The code length of each used symbol, checked, and where the table ends."""
-    head = data[at : at + 3] + bytes(3)
-    if head[0] == 0:
-        listed, start = list(range(symbols)), at + 1
-    elif head[0] == 1:
-        listed, start = list(range(head[1], head[2] + 1)), at + 3
-    elif head[0] == 2:
-        start = at + 3 + head[1]
-        listed = list(data[at + 2 : start])
-    else:
-        raise place.error(f"table form {head[0]}", "0, 1 or 2")
-    end = start + -(-len(listed) // 2)
-    if end > len(data) or start > len(data) or at >= len(data):
-        raise place.error(f"a table up to byte {end}", f"at most {len(data)}")
-    rising = all(a < b for a, b in itertools.pairwise(listed))
-    if not listed or not rising or listed[-1] >= symbols:
-        raise place.error(f"symbols {listed}", f"in rising order, below {symbols}")
-    nibbles = [nibble for byte in data[start:end] for nibble in (byte & 15, byte >> 4)]
-    if any(nibbles[len(listed) :]):
-        raise place.error("a last nibble that is not zero", "zero")
-    lengths = {symbol: nibble for symbol, nibble in zip(listed, nibbles, strict=False) if nibble}
-    if any(length > limit for length in lengths.values()):
-        raise place.error(f"a code of {max(lengths.values())} bits", f"at most {limit}")
-    if len(lengths) == 1:
-        complete = set(lengths.values()) == {1}
-    else:
-        complete = sum(1 << (limit - length) for length in lengths.values()) == 1 << limit
-    if not complete:
-        raise place.error(f"code lengths {lengths}", "a complete code, or a lone symbol of length 1")
-    return lengths, end
-
-
-def _make_table(lengths: dict[int, int]) -> _Table:
-    if len(lengths) == 1:
-        return _Table(max_bits=0, entries=((next(iter(lengths)), 0),))
-    max_bits = max(lengths.values())
-    entries = [(0, 0)] * (1 << max_bits)
-    code, before = 0, 0
-    for symbol, length in sorted(lengths.items(), key=lambda item: (item[1], item[0])):
-        code <<= length - before
-        before = length
-        reversed_code = int(f"{code:0{length}b}"[::-1], 2)
-        for high in range(1 << (max_bits - length)):
-            entries[reversed_code | high << length] = (symbol, length)
-        code += 1
-    return _Table(max_bits=max_bits, entries=tuple(entries))

@@ -21,7 +21,7 @@
 /* PLANES, too: what a sample of two planes seems to gain over their bytes in one may be chance. */
 #define ESZ_PLANES_GAIN 0.99
 
-#define ESZ_STRETCH 8192u
+#define ESZ_STRETCH 4096u
 #define ESZ_STRETCHES 16u
 
 /* What a table set is made of. */

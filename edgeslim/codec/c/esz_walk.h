@@ -65,9 +65,9 @@ static inline unsigned esz_element(const uint8_t *d, size_t i, unsigned nibble) 
     return nibble ? (unsigned)d[i >> 1] >> (4 * (i & 1)) & 15u : d[i];
 }
 
-static inline unsigned esz_lowest_bit(unsigned x) {
+static inline unsigned esz_lowest_bit(uint64_t x) {
 #if defined(__GNUC__)
-    return (unsigned)__builtin_ctz(x);
+    return (unsigned)__builtin_ctzll(x);
 #else
     unsigned n = 0;
     while (!(x >> n & 1)) n++;
@@ -201,9 +201,11 @@ ESZ_ALWAYS void esz_walk_pairs(const uint8_t *d, size_t from, size_t to, size_t 
 
 ESZ_ALWAYS void esz_walk_gaps(const uint8_t *d, size_t from, size_t to, size_t cap, unsigned fill,
                                  const unsigned nibble, esz_sink *k, const int mode) {
-    size_t i, next = from, gap; /* `next`: the element behind the last value */
-    for (i = from; i < to; i += 8) {
-        unsigned mask = esz_group_mask(d, i, to - i < 8 ? to - i : 8, fill, nibble);
+    size_t i, j, next = from, gap; /* `next`: the element behind the last value */
+    for (i = from; i < to; i += 64) {
+        uint64_t mask = 0; /* of 64 elements at a time: where it ends cannot be predicted, and costs */
+        for (j = 0; j < 64 && j < to - i; j += 8)
+            mask |= (uint64_t)esz_group_mask(d, i + j, to - i - j < 8 ? to - i - j : 8, fill, nibble) << j;
         for (; mask != 0; mask &= mask - 1) {
             size_t other = i + esz_lowest_bit(mask);
             for (gap = other - next; gap >= cap; gap -= cap, next += cap) {
