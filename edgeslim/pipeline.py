@@ -36,6 +36,7 @@ from edgeslim.packaging.tarball import write_tarball
 from edgeslim.pooling import pooling_from_folder
 from edgeslim.project import Plan
 from edgeslim.recipe import NamedStage
+from edgeslim.recording import RECORDING_NAME, record_outputs
 from edgeslim.reference import class_labels, export_reference, folder_bytes
 from edgeslim.samples import Samples, fixed_length_feed, hash_batches
 from edgeslim.session import open_runner, runtime_version
@@ -100,7 +101,10 @@ def run_build(
         for named in plan.recipe.graph:
             compressed = _run_stage(named, compressed, reference, context, steps)
         encoded = _encode(compressed, steps)
-        packed = _package(source, task, compressed, encoded, samples, plan, steps)
+        recording = work / RECORDING_NAME
+        recorded = samples.judged and record_outputs(context.reference, samples.evaluation, task, recording)
+        extras = _extras(source, recording if recorded else None)
+        packed = _package(source, task, compressed, encoded, extras, samples, plan, steps)
         artifact = Artifact(
             package=packed / READY / _package_name(source, plan),
             model=compressed / graph.MODEL_NAME,
@@ -186,13 +190,25 @@ def _package_name(source: Source, plan: Plan) -> str:
     return source.name + (".aar" if plan.target.package.kind == "aar" else ".tar.gz")
 
 
-def _package(
-    source: Source, task: Task, before: Path, encoded: Path, samples: Samples, plan: Plan, steps: Steps
-) -> Path:
-    """The folder of the manifest, and in ``ready`` of all that is published."""
+def _extras(source: Source, recording: Path | None) -> tuple[tuple[str, Path], ...]:
+    """What a package holds besides the model: tokenizer, licence, and what the float model said of some samples."""
     extras = tokenizer_extras(source.tokenizer)
     if source.licence_file is not None:
         extras = (*extras, ("LICENSE", source.licence_file))
+    return extras if recording is None else (*extras, (RECORDING_NAME, recording))
+
+
+def _package(
+    source: Source,
+    task: Task,
+    before: Path,
+    encoded: Path,
+    extras: tuple[tuple[str, Path], ...],
+    samples: Samples,
+    plan: Plan,
+    steps: Steps,
+) -> Path:
+    """The folder of the manifest, and in ``ready`` of all that is published."""
     model, weights, packed = before / graph.MODEL_NAME, before / graph.WEIGHTS_NAME, encoded / PACKED_NAME
     files = {graph.MODEL_NAME: model, graph.WEIGHTS_NAME: weights, PACKED_NAME: packed, **dict(extras)}
     facts = _facts(source, task, model, samples, plan)

@@ -1,9 +1,10 @@
 """Every check of a build once more, on a finished package: with nothing but the package, and data if there is any.
 
 The package is unpacked into a temporary folder, its files are held against the SHA-256 sums of its manifest, and the
-weights are decoded. If anything differs, nothing after that is checked: a damaged model isn't opened. What a build
-measures beside the float model (the loss of quality, the ratio of latencies) needs that model: ``reference`` names it,
-and it is exported as a build exports it. Without it such limits stay unjudged.
+weights are decoded. If anything differs, nothing after that is checked: a damaged model isn't opened. The loss of
+quality is measured beside what the float model said of the build's evaluation samples, as far as the package holds that
+(``recording``); with ``reference``, the float model itself is exported as a build exports it, and everything is
+measured beside it. Without either such limits stay unjudged.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ from edgeslim.recheck_inputs import (
     preprocessing_options,
 )
 from edgeslim.recipe import Recipe
+from edgeslim.recording import RECORDING_NAME, load_recording
 from edgeslim.reference import export_reference
+from edgeslim.samples import Samples
 from edgeslim.session import OrtRunner, open_runner, runtime_version
 from edgeslim.source import resolve_source
 from edgeslim.steps import Steps
@@ -43,7 +46,10 @@ from edgeslim.units import parse_bytes, parse_ms
 
 __all__ = ["CheckOptions", "check_package"]
 
-_NO_REFERENCE = "the float model isn't in the package: --reference MODEL compares with it"
+_NO_REFERENCE = (
+    "nothing to compare with: give the data that the build evaluated, whose outputs by the float model are in the "
+    "package, or --reference MODEL"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +203,10 @@ def _check_model(
             progress=progress,
         )
     else:
-        yield from _check_labels(runner, samples.evaluation, task, budget, where, progress)
+        compared = list(_check_recording(runner, samples, task, budget, package, progress))
+        missing = None if compared else budget.max_drop
+        yield from _check_labels(runner, samples.evaluation, task, missing, where, progress)
+        yield from compared
     artifact = Artifact(
         package=package.path,
         model=model,
@@ -274,13 +283,13 @@ def _check_labels(
     runner: Runner,
     batches: Sequence[Batch],
     task: Task | None,
-    budget: Budget,
+    missing: float | None,
     where: str,
     progress: Progress,
 ) -> Iterator[Finding]:
-    """What can be said without the float model: the metrics against labels, if there are any."""
-    if budget.max_drop is not None:
-        yield Finding.at_most("accuracy", "drop", None, "", budget.max_drop, where, _NO_REFERENCE)
+    """The metrics against labels, if there are any; ``missing`` is a limit for what nothing here could measure."""
+    if missing is not None:
+        yield Finding.at_most("accuracy", "drop", None, "", missing, where, _NO_REFERENCE)
     if task is None or not all(batch.labels for batch in batches):
         return
     once = _run_once(runner)
@@ -288,6 +297,25 @@ def _check_labels(
     for name in ("accuracy", "f1", "samples"):
         if name in metrics:
             yield Finding.at_most("accuracy", name, metrics[name], "", None, where)
+
+
+def _check_recording(
+    runner: Runner, samples: Samples, task: Task | None, budget: Budget, package: Package, progress: Progress
+) -> Iterator[Finding]:
+    """Beside what the float model said, of the samples that the build recorded; nothing where it recorded none."""
+    path = package.folder / RECORDING_NAME
+    if task is None or not path.is_file():
+        return
+    recording = load_recording(path)
+    known = [batch for batch in samples.evaluation if recording.knows(batch)]
+    if not known:
+        return
+    where = f"host, {len(known)} samples of which the package holds the float model's outputs"
+    found = check_accuracy(runner, recording, known, task, budget, where=where, judged=True, progress=progress)
+    labelled = all(batch.labels for batch in samples.evaluation)
+    for finding in found:
+        if not (labelled and finding.metric in ("accuracy", "f1", "samples")):  # those are told of all samples
+            yield finding
 
 
 def _run_once(runner: Runner) -> Runner:

@@ -77,8 +77,8 @@ class FeatureExtraction:
         pairs = []
         for batch in progress.track(_some(batches), "evaluate", total=len(batches)):
             ours, theirs = candidate(batch.feed), reference(batch.feed)
-            output = _choose_output(theirs, self.output, VECTOR_OUTPUTS)
-            vectors = tuple(self._embed(_take_output(feed, output, batch.rows), batch) for feed in (ours, theirs))
+            output, their_vectors = self.compared(theirs, batch)
+            vectors = (self._embed(_take_output(ours, output, batch.rows), batch), their_vectors)
             if vectors[0].shape != vectors[1].shape:
                 raise BadInputError(
                     output, f"vectors {list(vectors[0].shape)}", expected=f"as the reference's {list(vectors[1].shape)}"
@@ -95,6 +95,11 @@ class FeatureExtraction:
             found["spearman"] = metrics.similarity_spearman(left, right)
             found["top10_overlap"] = metrics.top_k_overlap(left, right, k=10)
         return found
+
+    def compared(self, outputs: Feed, batch: Batch) -> tuple[str, Array]:
+        """The name of the output that is compared, and a vector a sample made of it, ``[B, D]``."""
+        output = _choose_output(outputs, self.output, VECTOR_OUTPUTS)
+        return output, self._embed(_take_output(outputs, output, batch.rows), batch)
 
     def drop(self, metrics: Mapping[str, float]) -> float:
         """1 - the mean cosine."""
@@ -147,9 +152,7 @@ class Classification:
         classes = 2
         for batch in progress.track(_some(batches), "evaluate", total=len(batches)):
             for runner, classified in ((candidate, ours), (reference, theirs)):
-                feed = runner(batch.feed)
-                output = _choose_output(feed, None, ("logits",))
-                logits = _take_output(feed, output, batch.rows)
+                output, logits = self.compared(runner(batch.feed), batch)
                 classes = self._check_logits(logits, output)
                 classified.append(_classify(logits))
             truth.extend(batch.labels)
@@ -170,6 +173,11 @@ class Classification:
                 found["accuracy" + suffix] = metrics.accuracy(guesses, answers)
                 found["f1" + suffix] = metrics.f1_score(guesses, answers, classes)
         return found
+
+    def compared(self, outputs: Feed, batch: Batch) -> tuple[str, Array]:
+        """The name of the output that is compared, and its logits, ``[B, C]``."""
+        output = _choose_output(outputs, None, ("logits",))
+        return output, _take_output(outputs, output, batch.rows)
 
     def drop(self, metrics: Mapping[str, float]) -> float:
         """The accuracy lost against the reference; without labels, the share of samples classified otherwise."""

@@ -28,6 +28,7 @@ LAYERS = {
     "gptq": 1,
     "smoothing": 1,
     "observation": 2,
+    "recording": 2,
     "metrics": 1,
     "codec": 1,
     "source": 2,

@@ -106,17 +106,17 @@ def findings(ended: Ended) -> dict[str, dict[str, Any]]:
 def test_a_classifier_with_labelled_data(check: Any, classifier: Made, text_files: Any) -> None:
     before = classifier.path.read_bytes()
     ended = check(classifier.path, "--data", text_files.csv, "--json", "-q")
-    assert (ended.code, ended.err) == (0, "warning: unjudged: accuracy.drop\n")
+    assert (ended.code, ended.err) == (0, "")
     plain, found = json.loads(ended.out), findings(ended)
     assert (plain["schema"], plain["target"], plain["steps"]) == (1, "android-arm64", [])
     assert plain["artifact"] == {"path": str(classifier.path), "bytes": len(before)}
     for metric in ("wrong_files", "differing_hashes", "wrong_tensors", "unsupported_operators", "opset", "ir_version"):
         assert found[metric]["verdict"] == "pass", metric
-    assert (found["drop"]["value"], found["drop"]["limit"], found["drop"]["verdict"]) == (None, 0.01, "unjudged")
-    assert "--reference MODEL" in found["drop"]["note"]
+    assert (found["drop"]["value"], found["drop"]["limit"], found["drop"]["verdict"]) == (0.0, 0.01, "pass")
+    assert found["drop"]["where"] == "host, 40 samples of which the package holds the float model's outputs"
     assert (found["accuracy"]["value"], found["f1"]["value"]) == (1.0, 1.0)
-    assert "accuracy_reference" not in found
-    assert "agreement" not in found
+    assert found["agreement"]["value"] == classifier.value("agreement")
+    assert [item["metric"] for item in plain["findings"]].count("accuracy") == 1
     # The file that the build split: only what it held out counts.
     assert found["accuracy"]["where"] == "host, 40 samples"
     assert "is what the build split" in plain["notes"][0]
@@ -164,7 +164,9 @@ def test_a_tarball_for_a_target_that_only_its_manifest_knows(check: Any, mlp: Ma
     assert plain["target"] == "board"
     assert found["opset"]["limit"] == 21
     assert found["download_bytes"]["value"] == mlp.path.stat().st_size
-    assert "drop" not in found  # nothing limits it
+    # Without the float model: the package holds what it said of the samples that the build held out.
+    for metric in ("drop", "cosine_mean", "spearman", "samples"):
+        assert found[metric]["value"] == pytest.approx(mlp.value(metric), abs=1e-5), metric
 
 
 def test_vectors_beside_their_reference(check: Any, mlp: Made, mlp_onnx: Path, mlp_samples: Path) -> None:

@@ -66,6 +66,7 @@ for line in sys.stdin:
     started = time.perf_counter()
     child = os.fork()
     if child == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it may be ignored here, as under nohup
         code = 99
         try:
             code = build(order)
