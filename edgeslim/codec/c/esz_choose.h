@@ -16,7 +16,7 @@
 #define ESZ_NIBBLE_MARGIN 1.25
 
 /* GAP and MASK8 decode at a third of the speed of PLAIN and PAIR, and must be this much smaller. */
-#define ESZ_SPARSE_GAIN 0.975
+#define ESZ_SPARSE_GAIN 0.98
 
 /* PLANES, too: what a sample of two planes seems to gain over their bytes in one may be chance. */
 #define ESZ_PLANES_GAIN 0.99
