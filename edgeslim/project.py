@@ -173,7 +173,8 @@ def plan_build(overrides: Overrides, folder: Path | None = None, *, load_stages:
         if overrides.data
         else file.data
     )
-    length = file.export.fixed_length
+    length = target.runtime.fixed_length if file.export.fixed_length is None else file.export.fixed_length
+    export = ExportOptions(fixed_shapes=file.export.fixed_shapes or target.runtime.fixed_shapes, fixed_length=length)
     recipe_file = Path(overrides.recipe) if overrides.recipe else base / file.recipe if file.recipe else None
     if recipe_file is not None:
         recipe = load_recipe(recipe_file, load_stages=load_stages)
@@ -197,7 +198,7 @@ def plan_build(overrides: Overrides, folder: Path | None = None, *, load_stages:
         seed=file.seed,
         labels=file.labels,
         preprocessing=file.preprocessing,
-        export=file.export,
+        export=export,
         files=(*target_files(target_name), *((recipe_file,) if recipe_file is not None else ())),
     )
 

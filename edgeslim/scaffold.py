@@ -21,8 +21,8 @@ from pathlib import Path
 from edgeslim import graph
 from edgeslim.errors import BadInputError
 from edgeslim.fields import parse_fields
-from edgeslim.packaging.archive import replaced_when_whole
 from edgeslim.project import PROJECT_FILE, ProjectFile
+from edgeslim.replacing import replaced_when_whole
 from edgeslim.source import Source, resolve_source
 from edgeslim.target import TargetProfile, list_targets, load_target
 from edgeslim.task import resolve_task

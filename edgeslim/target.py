@@ -46,6 +46,8 @@ class RuntimeProfile:
 
     ``version`` picks the table of kernels that a build is checked against. ``int8_form`` is the graph form of an
     int8 MatMul that its kernels run fastest: ``integer`` (QuantizeLinear and MatMulIntegerToFloat) or ``qdq``.
+    ``fixed_shapes`` says that it takes graphs of constant dimensions only, ``fixed_length`` of how many tokens; a
+    project may ask for either, too.
     """
 
     version: str
@@ -53,6 +55,12 @@ class RuntimeProfile:
     opset_max: int = 21
     int8_form: Literal["integer", "qdq"] = "integer"
     threads: int = 1
+    fixed_shapes: bool = False
+    fixed_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.fixed_length is not None and self.fixed_length < 1:
+            raise ValueError(f"fixed_length: {self.fixed_length}, expected at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

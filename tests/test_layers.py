@@ -22,6 +22,7 @@ LAYERS = {
     "fields": 0,
     "target": 0,
     "units": 0,
+    "replacing": 0,
     "cache": 0,
     "folders": 0,
     "numerics": 1,

@@ -244,3 +244,17 @@ def test_no_sizes(text: str, refuses: Any) -> None:
 def test_no_durations(text: str, refuses: Any) -> None:
     with refuses(BadInputError, where="--max-latency", got=repr(text), expected="a duration such as 40ms"):
         parse_ms(text, "--max-latency")
+
+
+def test_a_target_of_fixed_shapes(folder: Path) -> None:
+    text = 'name = "npu"\nsummary = "s"\n[machine]\nisa = "x"\n[runtime]\nversion = "1.32.0"\n'
+    target = write(folder, text + "fixed_shapes = true\nfixed_length = 64\n", "npu.toml")
+    write(folder, f'model = "m"\ntarget = "{target.name}"\n')
+    plan = plan_build(Overrides(), folder)
+    assert (plan.export.fixed_shapes, plan.export.fixed_length) == (True, 64)
+    assert (plan.data.max_length, plan.data.pad) == (64, True)
+    write(folder, f'model = "m"\ntarget = "{target.name}"\n[export]\nfixed_length = 32\n')
+    assert plan_build(Overrides(), folder).data.max_length == 32, "the project's word goes first"
+    write(folder, text + "fixed_length = 0\n", "npu.toml")
+    with pytest.raises(BadInputError, match="fixed_length: 0"):
+        plan_build(Overrides(), folder)

@@ -10,10 +10,8 @@ A malformed container raises ``BadInputError``, which names the byte and the seg
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import ctypes
 import os
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +23,7 @@ import numpy.typing as npt
 from edgeslim.codec import format as esz
 from edgeslim.codec.library import load_library
 from edgeslim.errors import BadInputError
+from edgeslim.replacing import replaced_when_whole
 
 __all__ = ["decode_container", "decode_file", "read_index"]
 
@@ -307,18 +306,8 @@ def decode_file(src: Path, dst: Path) -> None:
         BadInputError: the container is malformed.
     """
     src, dst = Path(src), Path(dst)
-    handle, name = tempfile.mkstemp(dir=dst.parent, prefix=f".{dst.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as target, src.open("rb") as source:
-            _decode_stream(source, target, str(src))
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(name).chmod(0o666 & ~mask)
-        Path(name).replace(dst)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(name).unlink(missing_ok=True)
-        raise
+    with replaced_when_whole(dst) as temporary, temporary.open("wb") as target, src.open("rb") as source:
+        _decode_stream(source, target, str(src))
 
 
 def _decode_stream(source: IO[bytes], target: IO[bytes], name: str) -> None:

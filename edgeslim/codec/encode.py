@@ -6,14 +6,11 @@ with room left for header and index, which are filled in at the end. Peak memory
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import io
 import math
-import os
 import struct
-import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +21,7 @@ import numpy.typing as npt
 from edgeslim.codec import format as esz
 from edgeslim.codec.library import load_library
 from edgeslim.errors import BadInputError, near_miss
+from edgeslim.replacing import replaced_when_whole
 
 __all__ = ["Segment", "encode_container", "write_container"]
 
@@ -117,7 +115,7 @@ def write_container(
         BadInputError: a segment or an option is outside the format's limits.
     """
     path = Path(path)
-    with _replacing(path) as file:
+    with replaced_when_whole(path) as temporary, temporary.open("wb") as file:
         return _write(file, segments, block_bytes, small_memory, alphabets, progress)
 
 
@@ -133,22 +131,6 @@ def encode_container(
     file = io.BytesIO()
     _write(file, segments, block_bytes, small_memory, alphabets, progress)
     return file.getvalue()
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A temporary file beside ``path`` that takes its place when all went well."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(name).chmod(0o666 & ~mask)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _write(

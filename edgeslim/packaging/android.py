@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
 from edgeslim.errors import BadInputError
-from edgeslim.packaging.archive import Entry, check_name, replaced_when_whole, write_zip
+from edgeslim.packaging.archive import Entry, check_name, write_zip
+from edgeslim.replacing import replaced_when_whole
 from edgeslim.runtime import LOADER_JAR
 
 if TYPE_CHECKING:

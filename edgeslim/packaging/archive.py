@@ -10,18 +10,17 @@ An archive is written beside its place and renamed when it is whole.
 from __future__ import annotations
 
 import io
-import secrets
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from edgeslim.errors import BadInputError
+from edgeslim.replacing import replaced_when_whole
 
-__all__ = ["Entry", "apk_download_bytes", "check_name", "deflated_bytes", "replaced_when_whole", "write_zip"]
+__all__ = ["Entry", "apk_download_bytes", "check_name", "deflated_bytes", "write_zip"]
 
 _CHUNK_BYTES = 1 << 20
 _DEFLATE_LEVEL = 9
@@ -87,19 +86,6 @@ def check_name(name: str) -> None:
             f"{name!r} can't be the name of an entry",
             expected='a relative path such as "tokenizer/tokenizer.json"',
         )
-
-
-@contextmanager
-def replaced_when_whole(out: Path) -> Iterator[Path]:
-    """A temporary sibling to write to; it takes the place of ``out`` when the block ends without an error."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
-    temporary.touch(exist_ok=False)  # with the mode that the umask gives, unlike tempfile's 0600
-    try:
-        yield temporary
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def apk_download_bytes(aar: Path) -> int:
