@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgeslim.graph import constant_array
-from edgeslim.numerics import Affine, QuantizedWeight, quantize_weight
+from edgeslim.numerics import Affine, QuantizedWeight
 from edgeslim.smoothing import Smoothing
 
 __all__ = ["MICROSOFT", "Int8Writer", "Linear", "Quantized", "Table", "attribute", "find_linear"]
@@ -126,9 +126,8 @@ class Int8Writer:
                 nodes.append(ir.node("Add", [product.outputs[0], bias], name=f"{name}.biased"))
         self.replace(linear.nodes, nodes, linear.output)
 
-    def write_table(self, table: Table) -> None:
-        """Puts ``table`` into int8, a scale a row."""
-        weight = quantize_weight(table.weight, axis=0)
+    def write_table(self, table: Table, weight: QuantizedWeight) -> None:
+        """Puts ``table`` onto int8 rows, a scale a row."""
         name, index = table.name, table.node.inputs[1]
         values = self.constant(f"{name}.table_int8", weight.values)
         scales = self.constant(f"{name}.table_scale", weight.scale.reshape(-1, 1))

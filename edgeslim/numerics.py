@@ -164,11 +164,18 @@ class QuantizedWeight:
         return shifted * np.asarray(_along(self.scale, self.values.ndim, axis), np.float32)
 
 
-def quantize_weight(weight: npt.NDArray[Any], *, axis: int | None, symmetric: bool = True) -> QuantizedWeight:
+def quantize_weight(
+    weight: npt.NDArray[Any], *, axis: int | None, symmetric: bool = True, scale: FloatArray | None = None
+) -> QuantizedWeight:
     """Rounds a float weight to int8, with a scale for each index of ``axis`` (``None``: one for the tensor).
 
-    Symmetric values use -127 to 127. A channel of zeros gets scale 1.
+    Symmetric values use -127 to 127. A channel of zeros gets scale 1. A ``scale`` that is given, float32 [channels] or
+    [] for the tensor, is taken instead of the smallest that clips nothing; then the rounding is symmetric.
     """
+    if scale is not None:
+        steps = _along(np.asarray(scale, np.float32), np.ndim(weight), axis)
+        integers = np.clip(np.rint(np.asarray(weight, np.float32) / steps), -127, 127).astype(np.int8)
+        return QuantizedWeight(values=integers, scale=np.asarray(scale, np.float32), zero_point=None)
     values = np.asarray(weight, np.float32)
     others = None if axis is None else tuple(dim for dim in range(values.ndim) if dim != axis % values.ndim)
     high = np.maximum(values.max(axis=others, keepdims=True), 0)

@@ -190,3 +190,10 @@ def test_activation_equals_onnx_runtime(*, low: float, high: float, symmetric: b
     values = np.random.default_rng(7).normal(0.5, 2, 4096).astype(np.float32)
     np.testing.assert_array_equal(session.run(None, {"x": values})[0], quantize_activation(values, affine))
     assert quantize_activation(np.zeros(1, np.float32), affine)[0] == affine.zero_point
+
+
+def test_a_scale_that_is_given_is_kept() -> None:
+    weight = np.array([[0.9, -40.0], [1.6, 3.0]], np.float32)
+    given = quantize_weight(weight, axis=1, scale=np.array([0.5, 0.25], np.float32))
+    np.testing.assert_array_equal(given.values, [[2, -127], [3, 12]])
+    np.testing.assert_array_equal(given.dequantize(1), [[1.0, -31.75], [1.5, 3.0]])

@@ -117,7 +117,7 @@ class QuantizeInt8:
             write_conv(writer, conv, ranges[conv.source_name], output, per_channel=self.per_channel)
         guard_float(model.graph)
         for table in tables:
-            writer.write_table(table)
+            writer.write_table(table, quantize_weight(table.weight, axis=0, scale=self._scale(table, table.weight)))
         if linears and writer.integer:
             model.graph.opset_imports.setdefault(MICROSOFT, 1)
         passes.RemoveUnusedNodesPass()(model)
@@ -275,10 +275,17 @@ class QuantizeInt8:
                 factor = factor_inverse(hessians.pop(name))
             writer.write_linear(linear, self._round(linear, sites[name], factor), sites[name])
 
+    def _scale(self, _item: Linear | Table, _weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
+        """The step of each output channel or row of a weight (smoothed, if it is); None: what just clips nothing."""
+        return None
+
     def _round(self, linear: Linear, site: Smoothing, factor: npt.NDArray[np.float64] | None) -> QuantizedWeight:
+        """The int8 weight of ``linear``: its scale, then its rounding."""
         moved = linear.weight if site.scale is None else linear.weight * site.scale[:, None]
         axis = 1 if self.per_channel else None
-        weight = quantize_weight(moved, axis=axis, symmetric=self.weight == "symmetric")
+        weight = quantize_weight(
+            moved, axis=axis, symmetric=self.weight == "symmetric", scale=self._scale(linear, moved)
+        )
         if factor is None:
             return weight
         return replace(weight, values=round_gptq(moved, factor, np.broadcast_to(weight.scale, moved.shape[1:])))
