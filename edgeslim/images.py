@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from edgeslim.preprocessing import Preprocessing
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["PIXELS", "Picture", "class_names", "find_pictures", "load_pixels", "open_picture"]
+__all__ = ["PIXELS", "Picture", "PictureFeed", "class_names", "find_pictures", "load_pixels", "open_picture"]
 
 PIXELS = "pixels"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
@@ -80,6 +80,27 @@ def class_names(path: Path) -> tuple[str, ...]:
     """The names of a folder's class folders in alphabetical order, if it has any and they aren't plain numbers."""
     names = [entry.name for entry in _entries(path) if entry.is_dir()] if path.is_dir() else []
     return () if all(name.isdecimal() for name in names) else tuple(names)
+
+
+class PictureFeed(Mapping[str, "np.ndarray[Any, Any]"]):
+    """One run's input, kept as uint8 pixels and normalized each time that it is asked for: a quarter of the memory."""
+
+    def __init__(self, name: str, pixels: np.ndarray[Any, Any], preprocessing: Preprocessing) -> None:
+        self._name, self._pixels, self._preprocessing = name, pixels, preprocessing
+
+    def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
+        """The model's input ``name``."""
+        if name != self._name:
+            raise KeyError(name)
+        return self._preprocessing.normalize(self._pixels)
+
+    def __iter__(self) -> Iterator[str]:
+        """The one name."""
+        yield self._name
+
+    def __len__(self) -> int:
+        """One."""
+        return 1
 
 
 def load_pixels(

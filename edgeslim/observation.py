@@ -43,7 +43,8 @@ class Observed:
             return
         peak = np.abs(flat).max(axis=0)
         self.maximum = peak if self.maximum is None else np.maximum(self.maximum, peak)
-        self.chosen.append(flat[random.permutation(len(flat))[:count]])
+        if count or not self.chosen:
+            self.chosen.append(flat[random.permutation(len(flat))[:count]])
 
 
 def observe(

@@ -20,6 +20,7 @@ from typing import Any
 
 from edgeslim import __version__, codec, graph
 from edgeslim.cache import Cache
+from edgeslim.calibration import judge_calibration
 from edgeslim.checks.accuracy import check_accuracy
 from edgeslim.checks.latency import check_latency
 from edgeslim.checks.lossless import check_lossless
@@ -120,7 +121,7 @@ def run_build(
             artifact=ArtifactInfo(path=str(plan.out / artifact.package.name), bytes=artifact.package.stat().st_size),
             steps=tuple(steps.records),
             findings=(*findings, _build_memory()),
-            notes=(*samples.notes, *_host_notes(findings)),
+            notes=(*samples.notes, *_calibration_notes(samples, plan, reference), *_host_notes(findings)),
             environment={"edgeslim": __version__, "onnxruntime": runtime_version()},
         )
         if not report.failed():
@@ -325,6 +326,12 @@ def _build_memory() -> Finding:
     # ru_maxrss is in KiB on Linux and in bytes on macOS.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if os.uname().sysname == "Darwin" else 1024)
     return Finding.at_most("build", "build_peak_memory_bytes", float(peak), "bytes", None, "host")
+
+
+def _calibration_notes(samples: Samples, plan: Plan, reference: Path) -> tuple[str, ...]:
+    if not samples.judged or not plan.recipe.graph:
+        return ()
+    return judge_calibration(samples.calibration, samples.evaluation, reference / graph.MODEL_NAME)
 
 
 def _host_notes(findings: Sequence[Finding]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from edgeslim.core import Batch, Feed
 from edgeslim.data import Example, load_examples, split_examples
 from edgeslim.encoding import encode_examples, load_tokenizer
 from edgeslim.errors import BadInputError
-from edgeslim.images import PIXELS, load_pixels
+from edgeslim.images import PIXELS, PictureFeed, load_pixels
 from edgeslim.preprocessing import Preprocessing
 
 __all__ = ["DataOptions", "Samples", "fixed_length_feed", "hash_batches", "load_samples"]
@@ -72,7 +72,9 @@ class Samples:
 
         def cut(batches: Sequence[Batch]) -> tuple[Batch, ...]:
             return tuple(
-                replace(batch, feed={name: batch.feed[name] for name in names if name in batch.feed})
+                batch
+                if set(batch.feed) <= set(names)
+                else replace(batch, feed={name: batch.feed[name] for name in names if name in batch.feed})
                 for batch in batches
             )
 
@@ -248,7 +250,7 @@ def _from_pictures(
     def batches(arrays: Arrays, classes: Sequence[int]) -> tuple[Batch, ...]:
         return tuple(
             Batch(
-                feed={input_names[0]: preprocessing.normalize(arrays.inputs[PIXELS][row : row + 1])},
+                feed=PictureFeed(input_names[0], arrays.inputs[PIXELS][row : row + 1], preprocessing),
                 rows=1,
                 labels=tuple(classes[row : row + 1]),
             )

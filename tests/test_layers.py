@@ -28,6 +28,7 @@ LAYERS = {
     "numerics": 1,
     "gptq": 1,
     "smoothing": 1,
+    "calibration": 2,
     "observation": 2,
     "recording": 2,
     "metrics": 1,
