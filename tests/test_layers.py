@@ -56,6 +56,7 @@ LAYERS = {
     "comparison": 2,
     "session": 2,
     "training": 2,
+    "torch_graph": 2,
     "stages": 2,
     "checks": 2,
     "packaging": 2,
