@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgeslim.core import Progress, Report
+    from onnxruntime import InferenceSession
 
-__all__ = ["__version__", "build"]
+    from edgeslim.core import Progress, Report
+    from edgeslim.target import Loading
+
+__all__ = ["__version__", "build", "load"]
 
 __version__ = "0.1.0"
 
@@ -84,3 +87,32 @@ def build(
     from edgeslim.pipeline import run_build  # only now: there is something to do, and this takes seconds
 
     return run_build(plan_build(overrides, folder), progress, cache, render_artifact)
+
+
+def load(
+    package: str | Path,
+    *,
+    folder: str | Path | None = None,
+    loading: Loading | None = None,
+    threads: int | None = None,
+) -> InferenceSession:
+    """Opens a package in ONNX Runtime, with its packed weights decoded in the way that it asks for.
+
+    Args:
+        package: an ``.aar`` or ``.tar.gz`` that edgeslim built, or the folder with its ``manifest.json``,
+            ``model.onnx`` and ``weights.esz``. A folder starts faster: nothing has to be unpacked.
+        folder: where ``weights.bin`` goes, if it is decoded to a file, and is found by the next start. By default the
+            package's own folder; for an archive a folder in the user's cache.
+        loading: ``file``, ``tensors`` or ``memory`` instead of what the manifest says, or ``lowest``: the way with the
+            lowest peak of memory that this machine allows.
+        threads: intra-op threads (0: all cores) instead of what the manifest says.
+
+    Returns:
+        An ``onnxruntime.InferenceSession`` on the CPU.
+
+    Raises:
+        BadInputError: it is no package, it is damaged, or the disk has no room for its weights.
+    """
+    from edgeslim.loading import load_package
+
+    return load_package(package, folder=folder, loading=loading, threads=threads)

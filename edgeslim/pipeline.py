@@ -304,6 +304,7 @@ def _facts(source: Source, task: Task, path: Path, samples: Samples, plan: Plan)
             "providers": list(plan.target.runtime.providers),
             "threads": plan.target.runtime.threads,
             "opset_max": plan.target.runtime.opset_max,
+            "loading": plan.target.runtime.loading,
         },
         "machine": {"isa": plan.target.machine.isa, "features": list(plan.target.machine.features)},
         "calibration": {

@@ -132,7 +132,7 @@ def _target(package: Package) -> TargetProfile:
         return replace(
             known,
             machine=known.machine if machine is None else replace(known.machine, isa=machine.isa),
-            runtime=replace(known.runtime, version=runtime.version, threads=runtime.threads),
+            runtime=replace(known.runtime, version=runtime.version, threads=runtime.threads, loading=runtime.loading),
         )
     if machine is None:
         raise BadInputError(
@@ -141,7 +141,9 @@ def _target(package: Package) -> TargetProfile:
             expected="a package of a known target",
             hint="--target FILE.toml names its profile",
         )
-    profile = RuntimeProfile(version=runtime.version, providers=runtime.providers, threads=runtime.threads)
+    profile = RuntimeProfile(
+        version=runtime.version, providers=runtime.providers, threads=runtime.threads, loading=runtime.loading
+    )
     return TargetProfile(
         name=manifest.target,
         summary="as the package's manifest has it",

@@ -16,7 +16,7 @@ from edgeslim.errors import BadInputError
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__all__ = ["OrtRunner", "max_difference", "open_runner", "runtime_version"]
+__all__ = ["OrtRunner", "make_options", "make_session", "max_difference", "open_runner", "runtime_version"]
 
 
 class OrtRunner:
@@ -48,23 +48,39 @@ def open_runner(path: Path, *, threads: int = 0, optimized: Path | None = None) 
     Raises:
         BadInputError: the runtime refuses the model.
     """
+    options = make_options(threads)
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    return OrtRunner(make_session(path, options))
+
+
+def make_options(threads: int = 0) -> Any:
+    """The ``SessionOptions`` of every session here: ``threads`` intra-op threads (0: all cores), which don't spin."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if optimized is not None:
-        options.optimized_model_filepath = str(optimized)
+    return options
+
+
+def make_session(path: Path, options: Any) -> Any:
+    """An ``InferenceSession`` on the CPU.
+
+    Raises:
+        BadInputError: the runtime refuses the model.
+    """
+    import onnxruntime as ort
+
     try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the binding raises a class of its own for each status, all of them plain Exceptions
         raise BadInputError(
             str(path),
             f"ONNX Runtime {ort.__version__} can't open it: {str(error).strip().splitlines()[0][:400]}",
             expected="a valid ONNX model whose operators this ONNX Runtime has",
         ) from error
-    return OrtRunner(session)
 
 
 def runtime_version() -> str:

@@ -15,7 +15,9 @@ from edgeslim.errors import BadInputError, UsageError, near_miss
 from edgeslim.fields import parse_fields, read_toml
 
 __all__ = [
+    "LOADINGS",
     "Budget",
+    "Loading",
     "MachineProfile",
     "PackageProfile",
     "RuntimeProfile",
@@ -28,6 +30,10 @@ __all__ = [
 ]
 
 MAX_EXTENDS = 4
+
+Loading = Literal["file", "tensors", "memory", "lowest"]
+LOADINGS: tuple[Loading, ...] = ("file", "tensors", "memory", "lowest")
+"""How packed weights reach the runtime (``edgeslim.loading``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +53,8 @@ class RuntimeProfile:
     ``version`` picks the table of kernels that a build is checked against. ``int8_form`` is the graph form of an
     int8 MatMul that its kernels run fastest: ``integer`` (QuantizeLinear and MatMulIntegerToFloat) or ``qdq``.
     ``fixed_shapes`` says that it takes graphs of constant dimensions only, ``fixed_length`` of how many tokens; a
-    project may ask for either, too.
+    project may ask for either, too. ``loading`` is how an app hands the decoded weights to it; ``lowest`` is the way
+    with the lowest peak of memory, which is a mapped file wherever there is room for one.
     """
 
     version: str
@@ -57,6 +64,7 @@ class RuntimeProfile:
     threads: int = 1
     fixed_shapes: bool = False
     fixed_length: int | None = None
+    loading: Loading = "lowest"
 
     def __post_init__(self) -> None:
         if self.fixed_length is not None and self.fixed_length < 1:

@@ -55,6 +55,7 @@ LAYERS = {
     "anatomy": 2,
     "comparison": 2,
     "session": 2,
+    "loading": 2,
     "training": 2,
     "torch_graph": 2,
     "stages": 2,
@@ -240,6 +241,7 @@ def test_the_encoder_and_the_decoders_share_only_the_format_and_the_library() ->
         "edgeslim.codec.library": set(),
         "edgeslim.codec.encode": {"edgeslim.codec.format", "edgeslim.codec.library"},
         "edgeslim.codec.decode": {"edgeslim.codec.format", "edgeslim.codec.library"},
+        "edgeslim.codec.loading": {"edgeslim.codec.format", "edgeslim.codec.decode"},
         "edgeslim.codec.reference": {"edgeslim.codec.format", "edgeslim.codec.reference_tables"},  # plain Python
         "edgeslim.codec.reference_tables": {"edgeslim.codec.format"},
     }

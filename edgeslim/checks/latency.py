@@ -28,13 +28,14 @@ import edgeslim
 from edgeslim.core import Artifact, Budget, Feed, Finding, Progress, Quiet, Runner
 from edgeslim.errors import CheckError
 from edgeslim.session import open_runner
-from edgeslim.target import TargetProfile
+from edgeslim.target import Loading, TargetProfile
 
 __all__ = ["HostTimes", "check_latency", "describe_host", "measure_alone", "measure_pair"]
 
 WARM_UP_ROUNDS = 3
 PROBES = 3
 PROBE_SECONDS = 600
+_WAYS = {"file": "a mapped file", "tensors": "an array a tensor", "memory": "one buffer in memory"}
 _FLAGS = {
     "avx2": "avx2",
     "avx512f": "avx512",
@@ -69,6 +70,9 @@ def check_latency(
 ) -> Iterator[Finding]:
     """Findings ``latency_*`` (limit ``max_latency_ratio``), ``load_ms`` and ``peak_memory_bytes`` (its own limit).
 
+    Load time and memory are those of the way in which the target's profile has weights loaded; by way of a file there
+    is ``unpack_ms``, too.
+
     ``feed`` is one run's inputs for both the artifact's model and its float reference; without a reference the model
     is timed alone, and the ratio is unjudged. The intra-op threads are those of the target's profile.
 
@@ -98,12 +102,18 @@ def check_latency(
     if budget.max_latency_ms is not None:
         note = "no device was measured; this host's figures are not the device's"
         yield Finding.at_most("latency", "device_latency_p50_ms", None, "ms", budget.max_latency_ms, "device", note)
-    probes = _probe(artifact.model, feed, threads)
-    load = statistics.median(float(probe["load_ms"]) for probe in probes)
-    yield Finding.at_most("memory", "load_ms", load, "ms", None, where, f"median of {PROBES} fresh processes")
+    probes = _probe(artifact, feed, threads, target.runtime.loading)
+    load, unpack = (statistics.median(float(probe[key]) for probe in probes) for key in ("load_ms", "unpack_ms"))
+    way = probes[0]["way"]
+    note = f"median of {PROBES} fresh processes; weights by way of {_WAYS[str(way)]}"
+    yield Finding.at_most("memory", "load_ms", load, "ms", None, where, note)
+    if way == "file":
+        note = "once, before the first load: decoded, hashed and flushed to this host's disk"
+        yield Finding.at_most("memory", "unpack_ms", unpack, "ms", None, where, note)
     most = max(probes, key=lambda probe: float(probe["added_bytes"]))
     note = (
-        f"added by opening the model and running it once, most of {PROBES} fresh processes, {most['measured_by']}; "
+        f"added by decoding the weights, opening the model and running it once, most of {PROBES} fresh processes, "
+        f"{most['measured_by']}; "
         f"with runtime and interpreter {int(most['peak_bytes']):,}"
     )
     yield Finding.at_most(
@@ -168,8 +178,9 @@ def _microseconds(times_ms: Sequence[float]) -> tuple[float, ...]:
     return tuple(round(value, 3) for value in times_ms)
 
 
-def _probe(model: Path, feed: Feed, threads: int) -> list[dict[str, float | str]]:
+def _probe(artifact: Artifact, feed: Feed, threads: int, loading: Loading) -> list[dict[str, float | str]]:
     found = []
+    model = artifact.model
     package_parent = str(Path(edgeslim.__file__).parent.parent)
     paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "ORT_DISABLE_TELEMETRY": "1"}
@@ -177,6 +188,7 @@ def _probe(model: Path, feed: Feed, threads: int) -> list[dict[str, float | str]
         inputs = Path(folder) / "feed.npz"
         _write_feed(inputs, feed)
         command = [sys.executable, "-m", "edgeslim.checks.probe", str(model.absolute()), str(inputs), str(threads)]
+        command += [loading, str(artifact.packed.absolute())]
         for _ in range(PROBES):
             try:
                 done = subprocess.run(

@@ -14,6 +14,7 @@ from edgeslim.errors import BadInputError
 from edgeslim.fields import parse_fields
 from edgeslim.packaging.archive import check_name
 from edgeslim.packaging.bundle import MANIFEST_SCHEMA
+from edgeslim.target import Loading
 
 __all__ = ["FileEntry", "Manifest", "read_manifest"]
 
@@ -44,6 +45,7 @@ class RuntimeEntry:
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     threads: int = 1
     opset_max: int | None = None
+    loading: Loading = "lowest"
 
 
 @dataclass(frozen=True, kw_only=True)

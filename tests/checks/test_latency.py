@@ -18,8 +18,10 @@ from small_models import FLOAT, by_metric, make_model, make_target, node
 from edgeslim.checks import latency
 from edgeslim.checks.latency import HostTimes, check_latency, describe_host, measure_pair
 from edgeslim.checks.probe import main, measure
+from edgeslim.codec import Segment, write_container
 from edgeslim.core import Artifact, Budget, Feed, Quiet
 from edgeslim.errors import BadInputError, CheckError
+from edgeslim.target import Loading
 
 ROWS, SMALL, LARGE = 64, 64, 1024
 
@@ -48,7 +50,17 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         save_square(folder / "small" / "model.onnx", SMALL),
         save_square(folder / "large" / "model.onnx", LARGE),
     )
-    return Artifact(package=small, model=small, weights=small, packed=small, manifest=small, reference=large)
+    packed = pack(small)
+    pack(large)
+    return Artifact(package=small, model=small, weights=small, packed=packed, manifest=small, reference=large)
+
+
+def pack(model: Path) -> Path:
+    """The container of a model's weights, as a build lays it beside them."""
+    packed = model.with_name("weights.esz")
+    image = model.with_name("weights.bin").read_bytes()
+    write_container(packed, [Segment("w", image, "float32", (len(image) // 4,))])
+    return packed
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +84,11 @@ def test_every_figure_and_its_limit(artifact: Artifact, feed: Feed) -> None:
         "latency_ratio",
         "device_latency_p50_ms",
         "load_ms",
+        "unpack_ms",
         "peak_memory_bytes",
     }
+    assert values["unpack_ms"] > 0
+    assert "a mapped file" in found["load_ms"].note
     assert 0 < values["latency_p50_ms"] <= values["latency_p95_ms"]
     assert 0 < values["latency_ratio"] < 0.9
     assert found["latency_ratio"].verdict == "pass"
@@ -145,13 +160,29 @@ def test_the_probe_tells_memory_and_load_time_of_a_fresh_process(
 ) -> None:
     added = {}
     for path in (artifact.model, artifact.reference):
-        (first, *_) = latency._probe(path, feed, 1)
+        packed = path.with_name("weights.esz")
+        (first, *_) = latency._probe(replace(artifact, model=path, packed=packed), feed, 1, "lowest")
+        assert first["way"] == "file"
+        assert first["unpack_ms"] > 0
         assert first["measured_by"] in ("VmHWM", "ru_maxrss")
         assert first["added_bytes"] == first["peak_bytes"] - first["baseline_bytes"]
         assert first["load_ms"] > 0
         assert first["first_run_ms"] > 0
         added[path] = first["added_bytes"]
     assert added[artifact.reference] - added[artifact.model] > 0.8 * 4 * (LARGE**2 - SMALL**2)
+
+
+@pytest.mark.parametrize("way", ["tensors", "memory"])
+def test_the_way_that_the_profile_chooses_is_measured(way: Loading, artifact: Artifact, feed: Feed) -> None:
+    """Decoding in memory costs the weights once more than a mapped file does."""
+    target = make_target("1.0.0")
+    target = replace(target, runtime=replace(target.runtime, loading=way))
+    large = replace(artifact, model=artifact.reference, packed=artifact.reference.with_name("weights.esz"))
+    found = by_metric(list(check_latency(replace(large, reference=None), feed, target, Budget(), rounds=1)))
+    assert "unpack_ms" not in found
+    assert found["load_ms"].value > 0
+    assert {"tensors": "an array a tensor", "memory": "one buffer"}[way] in found["load_ms"].note
+    assert found["peak_memory_bytes"].value > 4 * LARGE**2
 
 
 def test_any_input_name_reaches_the_probe(tmp_path: Path) -> None:
@@ -170,6 +201,8 @@ def test_the_probe_on_the_command_line(artifact: Artifact, feed: Feed, tmp_path:
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": root})
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout)) == {
+        "way",
+        "unpack_ms",
         "load_ms",
         "first_run_ms",
         "baseline_bytes",
@@ -190,4 +223,4 @@ def test_a_model_that_cant_be_opened(
     assert main([str(broken), str(tmp_path / "feed.npz"), "1"]) == BadInputError.exit_code
     assert "can't open it" in capsys.readouterr().err
     with pytest.raises(CheckError, match="ended with status 3"):
-        latency._probe(broken, feed, 1)
+        latency._probe(replace(artifact, model=broken), feed, 1, "file")
