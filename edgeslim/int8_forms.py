@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from edgeslim.graph import constant_array
 from edgeslim.numerics import Affine, QuantizedWeight
-from edgeslim.smoothing import Smoothing
+from edgeslim.smoothing import MIDDLE, Smoothing
 
 __all__ = ["MICROSOFT", "Int8Writer", "Linear", "Quantized", "Table", "attribute", "find_linear"]
 
@@ -92,26 +92,20 @@ class Int8Writer:
         self.graph = graph
         self.integer = integer
         self.quantized: dict[str, Quantized] = {}
+        self.peaks: dict[str, ir.Value] = {}
         self._opset = graph.opset_imports.get("", 0)
 
     def write_linear(self, linear: Linear, weight: QuantizedWeight, site: Smoothing) -> None:
         """Puts ``linear`` onto int8 weights [in, out] and an input smoothed and quantized as ``site`` says."""
         name = linear.name
         nodes: list[ir.Node] = []
-        taken_from, key = linear.source, linear.source_name
-        if site.scale is not None:
-            key = f"{key}.smoothed"
-            if key not in self.quantized:
-                factor = self.constant(f"{key}.factor", np.float32(1) / site.scale)
-                nodes.append(ir.node("Mul", [taken_from, factor], name=key))
-                taken_from = nodes[-1].outputs[0]
-        source = self.quantize_source(taken_from, key, site.affine, nodes)
+        source, peak = self._quantize_input(linear, site, nodes)
         values = self.constant(f"{name}.weight_int8", weight.values)
         scales = self.constant(f"{name}.weight_scale", weight.scale)
         zeros = None if weight.zero_point is None else self.constant(f"{name}.weight_zero_point", weight.zero_point)
         bias = None if linear.bias is None else self.constant(f"{name}.bias", linear.bias)
         if self.integer:
-            inputs = [source.value, values, source.scale, scales, source.zero, zeros, bias]
+            inputs = [source.value, values, source.scale, scales, source.zero, zeros, bias if peak is None else None]
             while inputs[-1] is None:
                 inputs.pop()
             nodes.append(ir.node("MatMulIntegerToFloat", inputs, domain=MICROSOFT, name=f"{name}.int8"))
@@ -122,9 +116,48 @@ class Int8Writer:
             dequantized = ir.node("DequantizeLinear", operands, axis, name=f"{name}.weight_dequantized")
             product = ir.node("MatMul", [taken.outputs[0], dequantized.outputs[0]], name=f"{name}.int8")
             nodes += [taken, dequantized, product]
-            if bias is not None:
-                nodes.append(ir.node("Add", [product.outputs[0], bias], name=f"{name}.biased"))
+        if peak is not None:
+            nodes.append(ir.node("Mul", [nodes[-1].outputs[0], peak], name=f"{name}.rescaled"))
+        if bias is not None and (peak is not None or not self.integer):
+            nodes.append(ir.node("Add", [nodes[-1].outputs[0], bias], name=f"{name}.biased"))
         self.replace(linear.nodes, nodes, linear.output)
+
+    def _quantize_input(
+        self, linear: Linear, site: Smoothing, nodes: list[ir.Node]
+    ) -> tuple[Quantized, ir.Value | None]:
+        """The input of ``linear`` in uint8, and the peak of each of its rows where they have a scale of their own."""
+        taken_from, key = linear.source, linear.source_name
+        if site.scale is not None:
+            key = f"{key}.smoothed"
+            if key not in self.quantized:
+                factor = self.constant(f"{key}.factor", np.float32(1) / site.scale)
+                nodes.append(ir.node("Mul", [taken_from, factor], name=key))
+                taken_from = nodes[-1].outputs[0]
+        if not site.per_token:
+            return self.quantize_source(taken_from, key, site.affine, nodes), None
+        if key not in self.peaks:
+            self.peaks[key], taken_from = self._scale_rows(taken_from, key, site, nodes)
+        return self.quantize_source(taken_from, key, site.affine, nodes), self.peaks[key]
+
+    def _scale_rows(
+        self, source: ir.Value, name: str, site: Smoothing, nodes: list[ir.Node]
+    ) -> tuple[ir.Value, ir.Value]:
+        """The peak of each row of ``source``, and ``source`` in units of it; as ``smoothing.round_input`` has it."""
+        measured = source
+        if site.affine.zero_point == MIDDLE:
+            nodes.append(ir.node("Abs", [source], name=f"{name}.magnitudes"))
+            measured = nodes[-1].outputs[0]
+        if self._opset < 18:
+            largest = ir.node("ReduceMax", [measured], {"axes": [-1], "keepdims": 1}, name=f"{name}.largest")
+        else:
+            axes = self.constant(f"{name}.last_axis", np.array([-1], np.int64))
+            largest = ir.node("ReduceMax", [measured, axes], {"keepdims": 1}, name=f"{name}.largest")
+        least = self.constant(f"{name}.least_peak", np.float32(site.least_peak))
+        peak = ir.node("Max", [largest.outputs[0], least], name=f"{name}.peak")
+        inverse = ir.node("Reciprocal", [peak.outputs[0]], name=f"{name}.inverse_peak")
+        rows = ir.node("Mul", [source, inverse.outputs[0]], name=f"{name}.by_peak")
+        nodes += [largest, peak, inverse, rows]
+        return peak.outputs[0], rows.outputs[0]
 
     def write_table(self, table: Table, weight: QuantizedWeight) -> None:
         """Puts ``table`` onto int8 rows, a scale a row."""

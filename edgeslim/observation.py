@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from edgeslim.core import Batch, Progress, Runner
 from edgeslim.errors import BadInputError
-from edgeslim.numerics import Histogram, quantize_activation
-from edgeslim.smoothing import Smoothing
+from edgeslim.numerics import Histogram
+from edgeslim.smoothing import Smoothing, round_input
 
 __all__ = ["Observed", "add_hessians", "observe"]
 
@@ -25,10 +25,14 @@ ROWS = 512
 
 @dataclass(kw_only=True)
 class Observed:
-    """One tensor: ``maximum`` is max|X_j|, float32 [channels]; ``rows`` hold sampled rows, float32 [n, channels]."""
+    """One tensor: ``maximum`` is max|X_j|, float32 [channels]; ``rows`` hold sampled rows, float32 [n, channels].
+
+    ``lowest`` is its least value, or 0.
+    """
 
     histogram: Histogram = field(default_factory=Histogram)
     maximum: npt.NDArray[np.float32] | None = None
+    lowest: float = 0.0
     chosen: list[npt.NDArray[np.float32]] = field(default_factory=list)
 
     @property
@@ -37,11 +41,18 @@ class Observed:
         return np.concatenate(self.chosen)
 
     def add_rows(self, values: npt.NDArray[Any], count: int, random: np.random.Generator) -> None:
-        """Adds a tensor whose last axis is the channels, of which ``count`` rows are kept."""
+        """Adds a tensor whose last axis is the channels, of which ``count`` rows are kept.
+
+        Raises:
+            ValueError: a value is NaN or infinite.
+        """
         flat = np.asarray(values, np.float32).reshape(-1, values.shape[-1])
         if not len(flat):
             return
         peak = np.abs(flat).max(axis=0)
+        if not np.isfinite(peak).all():
+            raise ValueError("a NaN or infinite value")
+        self.lowest = min(self.lowest, float(flat.min()))
         self.maximum = peak if self.maximum is None else np.maximum(self.maximum, peak)
         if count or not self.chosen:
             self.chosen.append(flat[random.permutation(len(flat))[:count]])
@@ -55,10 +66,12 @@ def observe(
     rows: Collection[str],
     seed: int,
     progress: Progress,
+    histograms: Collection[str] | None = None,
 ) -> dict[str, Observed]:
     """Runs ``batches`` and keeps what is seen of the tensors ``names``, which ``run`` gives or takes.
 
-    Rows and channels are those of the last axis, and are kept for the tensors in ``rows`` alone.
+    Rows and channels are those of the last axis, and are kept for the tensors in ``rows`` alone; histograms for those
+    in ``histograms``, or for all.
 
     Raises:
         BadInputError: there are no batches, or a value isn't finite.
@@ -73,7 +86,8 @@ def observe(
         for name, observed in seen.items():
             try:
                 # Past the bound, batches no longer add rows: what came first is as good as what comes last.
-                observed.histogram.update(values[name])
+                if histograms is None or name in histograms:
+                    observed.histogram.update(values[name])
                 if name in rows:
                     observed.add_rows(values[name], count if len(observed.chosen) < ROWS else 0, random)
             except ValueError as error:
@@ -84,28 +98,30 @@ def observe(
 
 
 def add_hessians(
-    run: Runner, sites: Mapping[str, Smoothing], batches: Sequence[Batch], *, progress: Progress
+    run: Runner,
+    sites: Mapping[str, Smoothing],
+    batches: Sequence[Batch],
+    *,
+    progress: Progress,
 ) -> dict[str, npt.NDArray[np.float64]]:
     """XᵀX of each site's quantized inputs, float64 [channels, channels], over all ``batches``."""
-    sums: dict[str, npt.NDArray[np.float64]] = {}
+    totals: dict[str, npt.NDArray[np.float64]] = {}
     waiting: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in sites}
 
     def add(name: str) -> None:
-        integers = np.concatenate(waiting[name])
+        rows = np.concatenate(waiting[name])
         waiting[name] = []
-        product = (integers.T @ integers).astype(np.float64) * sites[name].affine.scale ** 2
-        sums[name] = sums[name] + product if name in sums else product
+        product = (rows.T @ rows).astype(np.float64)
+        totals[name] = totals[name] + product if name in totals else product
 
     for batch in progress.track(batches, "second moments"):
         values = {**batch.feed, **run(batch.feed)}
         for name, site in sites.items():
             flat = np.asarray(values[name], np.float32).reshape(-1, values[name].shape[-1])
-            smoothed = flat if site.scale is None else flat / site.scale
-            integers = quantize_activation(smoothed, site.affine).astype(np.float32) - site.affine.zero_point
-            waiting[name].append(integers)
+            waiting[name].append(round_input(flat, site))
             if sum(map(len, waiting[name])) >= ROWS:
                 add(name)
     for name in sites:
         if waiting[name]:
             add(name)
-    return sums
+    return totals

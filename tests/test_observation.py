@@ -48,7 +48,7 @@ def test_hessians_equal_one_product(*, smoothed: bool) -> None:
     values = np.concatenate([2 * batch.feed["x"].reshape(-1, 6) for batch in data])
     divided = values if scale is None else values / scale
     back = (quantize_activation(divided, site.affine).astype(np.float64) - site.affine.zero_point) * site.affine.scale
-    np.testing.assert_allclose(found, back.T @ back, rtol=1e-6)
+    np.testing.assert_allclose(found, back.T @ back, rtol=1e-5, atol=1e-3)
 
 
 def test_refuses_what_is_not_finite_and_nothing_at_all() -> None:

@@ -224,7 +224,7 @@ def test_a_computed_weight_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_symmetric_scale_keeps_the_relu(tmp_path: Path) -> None:
     path = chain(tmp_path / "m.onnx")
-    _, made = quantize(path, tmp_path, PICTURES, activation="symmetric")
+    _, made = quantize(path, tmp_path, PICTURES, activation_range="symmetric")
     initializers = load_graph(made).graph.initializers
     zeros = {value.const_value.numpy().item() for name, value in initializers.items() if name.endswith(".zero_point")}
     assert zeros == {128}

@@ -77,16 +77,16 @@ def run_optimized(path: Path, folder: Path) -> Counter[str]:
 
 
 @pytest.mark.parametrize("method", ["minmax", "percentile", "entropy", "mse"])
-@pytest.mark.parametrize("activation", ["affine", "symmetric"])
+@pytest.mark.parametrize("activation_range", ["affine", "symmetric"])
 @pytest.mark.parametrize("weight", ["symmetric", "affine"])
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("form", ["integer", "qdq"])
 def test_equals_numpy(
-    linear: Path, tmp_path: Path, *, method: str, activation: str, weight: str, per_channel: bool, form: str
+    linear: Path, tmp_path: Path, *, method: str, activation_range: str, weight: str, per_channel: bool, form: str
 ) -> None:
     settings = {
         "method": method,
-        "activation": activation,
+        "activation_range": activation_range,
         "weight": weight,
         "per_channel": per_channel,
         "form": form,
@@ -95,7 +95,7 @@ def test_equals_numpy(
     result, path = quantize(linear, parse_fields(QuantizeInt8, settings, "recipe"), tmp_path, feeds())
     assert result.changed == 1
     assert not result.skipped
-    symmetric = activation == "symmetric"
+    symmetric = activation_range == "symmetric"
     histogram = Histogram()
     for sample in SAMPLES:
         histogram.update(sample)
