@@ -17,7 +17,16 @@ import onnx_ir as ir
 
 from edgeslim.errors import BadInputError
 
-__all__ = ["MODEL_NAME", "WEIGHTS_NAME", "Span", "constant_array", "load_graph", "save_graph", "weight_spans"]
+__all__ = [
+    "MODEL_NAME",
+    "WEIGHTS_NAME",
+    "Span",
+    "constant_array",
+    "load_graph",
+    "raise_opset",
+    "save_graph",
+    "weight_spans",
+]
 
 MODEL_NAME = "model.onnx"
 WEIGHTS_NAME = "weights.bin"
@@ -96,6 +105,24 @@ def save_graph(model: ir.Model, folder: Path) -> tuple[Path, Path]:
     )
     weights.touch()
     return path, weights
+
+
+def raise_opset(model: ir.Model, opset: int) -> None:
+    """Converts ``model`` in place to ``opset`` of the standard operators, unless it has that or a newer one.
+
+    Raises:
+        BadInputError: an operator has no known form in that opset.
+    """
+    from onnxscript import version_converter
+
+    if model.graph.opset_imports.get("", 0) >= opset:
+        return
+    before = model.graph.opset_imports.get("", 0)
+    version_converter.convert_version(model, opset)
+    if model.graph.opset_imports.get("", 0) < opset:
+        raise BadInputError(
+            "the graph", f"opset {before}, which can't be converted", expected=f"a model of opset {opset}"
+        )
 
 
 def weight_spans(path: Path) -> tuple[Span, ...]:
