@@ -5,7 +5,8 @@ coded as bytes. What is known about a file only says where to cut. A wrong guess
 
 - ``.safetensors``: by its header.
 - ``.onnx``: by its initializers, in the file itself or in its external data files, which are packed along.
-- any other file, such as ``.ort``: in pieces of 1 MiB.
+- ``.ort``: by the initializers of its main graph (``ort_file``).
+- any other file, such as GGUF: in pieces of 1 MiB.
 
 The image of a single file is that file. Several files follow each other, and a last segment, ``edgeslim.files``, lists
 their names and sizes as JSON.
@@ -27,6 +28,7 @@ import numpy.typing as npt
 from edgeslim.codec import ContainerInfo, Segment, decode_file, read_index, write_container
 from edgeslim.codec.format import dtype_bytes
 from edgeslim.errors import BadInputError
+from edgeslim.packaging.ort_file import find_tensors
 
 __all__ = ["pack_file", "unpack_file"]
 
@@ -174,7 +176,18 @@ def _segment(tensor: _Tensor, data: npt.NDArray[np.uint8]) -> Segment:
 
 
 def _tensors_of(path: Path) -> list[_Tensor]:
-    """The tensors of a safetensors file; none if it isn't one."""
+    """The tensors of a safetensors or .ort file; none if it isn't one."""
+    if path.suffix == ".ort" and path.stat().st_size:
+        return [
+            _Tensor(
+                name=found.name,
+                dtype=_ONNX.get(found.data_type, "bytes"),
+                shape=found.shape,
+                start=found.start,
+                size=found.size,
+            )
+            for found in find_tensors(np.memmap(path, np.uint8, "r"))
+        ]
     if path.suffix != ".safetensors":
         return []
     with path.open("rb") as file:
