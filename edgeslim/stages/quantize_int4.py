@@ -7,7 +7,9 @@ as tied embeddings, is stored once.
 
 Rounding, by ``algorithm``: ``rtn`` to the nearest level, scales fitted to the weights; ``gptq`` so that the layers'
 outputs change least (``edgeslim.block_gptq``: Frantar et al. 2022, arXiv 2210.17323, with scales solved for again and
-levels moved by coordinate descent, Behdin et al. 2023, arXiv 2309.01885). Tables are always rounded to nearest.
+levels moved by coordinate descent, Behdin et al. 2023, arXiv 2309.01885); ``awq`` to nearest after scaling the inputs
+(``edgeslim.awq``: Lin et al. 2023, arXiv 2306.00978), ``awq_gptq`` by GPTQ after it; ``hqq`` by a norm that forgives
+outliers, without data (``edgeslim.hqq``: Badri & Shaji 2023). Tables are rounded to nearest, or by ``hqq``.
 
 With ``max_bytes`` or ``target_bits`` the bits and block sizes are chosen for each matrix (``edgeslim.block_choice``):
 those that change the model's output least, as measured on calibration samples, within that many bytes.
@@ -32,6 +34,8 @@ from edgeslim.blockwise import BLOCK_SIZES, BlockWeight, round_blocks
 from edgeslim.core import Context, StepResult
 from edgeslim.errors import BadInputError
 from edgeslim.graph import raise_opset
+from edgeslim.hqq import round_hqq
+from edgeslim.input_scaling import Scaled, scale_inputs
 from edgeslim.int8_forms import MICROSOFT
 from edgeslim.moments import collect_moments
 from edgeslim.weight_probe import WeightProbe
@@ -56,7 +60,7 @@ class QuantizeInt4:
 
     level: ClassVar[Literal["torch", "graph"]] = "graph"
 
-    algorithm: Literal["gptq", "rtn"] = "gptq"
+    algorithm: Literal["gptq", "rtn", "awq", "awq_gptq", "hqq"] = "gptq"
     bits: Literal[4, 8] = 4
     block_size: int = 32
     weight: Literal["symmetric", "affine"] = "symmetric"
@@ -100,15 +104,27 @@ class QuantizeInt4:
                 opset that the form takes, or ``max_bytes`` or ``target_bits`` are out of reach.
         """
         skipped: dict[str, str] = {}
-        matrices = find_matrices(
-            model.graph,
-            embeddings=self.embeddings,
-            min_elements=self.min_elements,
-            keep_float=self.keep_float,
-            skipped=skipped,
-        )
+        matrices = self._find(model, skipped)
         self._check_opset(matrices, ctx)
-        grids, rounded = self._round(model, matrices, ctx)
+        moments = self._moments(model, matrices, ctx)
+        scaled = Scaled(moments=moments, folded=0, multiplied=0)
+        if self.algorithm.startswith("awq"):
+            scaled = scale_inputs(
+                model.graph,
+                matrices,
+                moments,
+                bits=self.bits,
+                block_size=self.block_size,
+                symmetric=self.symmetric,
+                progress=ctx.progress,
+            )
+            matrices = self._find(model, {})
+        hessians = {matrix.name: _sum(scaled.moments, matrix) for matrix in matrices if matrix.linears and moments}
+        grids = self._choose(model, matrices, hessians, ctx)
+        tracked = ctx.progress.track(matrices, "quantizing weights", len(matrices))
+        rounded = {
+            matrix.name: self._round(matrix, hessians.get(matrix.name), grids[matrix.name]) for matrix in tracked
+        }
         if self.form == "qdq" and any(matrix.linears for matrix in matrices):
             raise_opset(model, QDQ_OPSET)
         writer = BlockWriter(model.graph, qdq=self.form == "qdq", level=self._levels(ctx))
@@ -122,7 +138,24 @@ class QuantizeInt4:
             model=model,
             changed=sum(matrix.readers for matrix in matrices),
             skipped=skipped,
-            metrics=self._metrics(matrices, grids, ctx),
+            metrics={
+                **self._metrics(matrices, grids, ctx),
+                "inputs_scaled_by_folding": float(scaled.folded),
+                "inputs_scaled_by_mul": float(scaled.multiplied),
+            },
+        )
+
+    @property
+    def _mixed(self) -> bool:
+        return self.target_bits is not None or self.max_bytes is not None
+
+    def _find(self, model: ir.Model, skipped: dict[str, str]) -> list[Matrix]:
+        return find_matrices(
+            model.graph,
+            embeddings=self.embeddings,
+            min_elements=self.min_elements,
+            keep_float=self.keep_float,
+            skipped=skipped,
         )
 
     def _check_opset(self, matrices: Sequence[Matrix], ctx: Context) -> None:
@@ -140,63 +173,40 @@ class QuantizeInt4:
         machine = ctx.target.machine
         return {bits: accuracy_level(machine.isa, machine.features, bits) for bits in (4, 8)}
 
-    def _round(
-        self, model: ir.Model, matrices: Sequence[Matrix], ctx: Context
-    ) -> tuple[dict[str, tuple[int, int]], dict[str, BlockWeight]]:
-        """Bits and block size of each matrix, and its levels, by its name."""
-        grids = {
-            matrix.name: (self.bits, self.block_size)
-            if matrix.linears
-            else (self.embedding_bits, self.embedding_block_size)
-            for matrix in matrices
-        }
-        mixed = self.target_bits is not None or self.max_bytes is not None
-        hessians: dict[str, npt.NDArray[np.float64]] = {}
-        if matrices and (mixed or self.algorithm != "rtn"):
-            probe = WeightProbe(model, matrices, ctx.work_dir / "probe")
-            hessians = self._hessians(probe, matrices, ctx)
-            if mixed:
-                grids = self._choose(probe, matrices, hessians, ctx)
-        rounded = {}
-        for matrix in ctx.progress.track(matrices, "quantizing weights", len(matrices)):
-            bits, size = grids[matrix.name]
-            hessian = hessians.get(matrix.name) if self.algorithm == "gptq" else None
-            if hessian is None:
-                made = round_blocks(matrix.weight, bits=bits, block_size=size, symmetric=self.symmetric)
-            else:
-                made = round_gptq_blocks(
-                    matrix.weight,
-                    hessian,
-                    bits=bits,
-                    block_size=size,
-                    symmetric=self.symmetric,
-                    damping=self.damping,
-                )
-            rounded[matrix.name] = made
-        return grids, rounded
-
-    def _hessians(
-        self, probe: WeightProbe, matrices: Sequence[Matrix], ctx: Context
-    ) -> dict[str, npt.NDArray[np.float64]]:
-        """The second moments of each matrix's inputs, summed over the layers that read it."""
+    def _moments(self, model: ir.Model, matrices: Sequence[Matrix], ctx: Context) -> dict[str, npt.NDArray[np.float64]]:
+        """The second moments of the linear layers' inputs by name, where the algorithm or the choice takes them."""
         names = list(dict.fromkeys(linear.source_name for matrix in matrices for linear in matrix.linears))
-        if not names:
+        if not names or (self.algorithm in ("rtn", "hqq") and not self._mixed):
             return {}
-        moments = collect_moments(probe.with_weights({}, names), names, ctx.calibration, progress=ctx.progress)
-        found: dict[str, npt.NDArray[np.float64]] = {}
-        for matrix in matrices:
-            parts = [moments[linear.source_name] for linear in matrix.linears]
-            if parts:
-                found[matrix.name] = parts[0] if len(parts) == 1 else np.sum(parts, axis=0)
-        return found
+        probe = WeightProbe(model, matrices, ctx.work_dir / "moments")
+        return collect_moments(probe.with_weights({}, names), names, ctx.calibration, progress=ctx.progress)
+
+    def _round(self, matrix: Matrix, hessian: npt.NDArray[np.float64] | None, grid: tuple[int, int]) -> BlockWeight:
+        bits, size = grid
+        if hessian is not None and self.algorithm.endswith("gptq"):
+            return round_gptq_blocks(
+                matrix.weight,
+                hessian,
+                bits=bits,
+                block_size=size,
+                symmetric=self.symmetric,
+                damping=self.damping,
+            )
+        rounding = round_hqq if self.algorithm == "hqq" else round_blocks
+        return rounding(matrix.weight, bits=bits, block_size=size, symmetric=self.symmetric)
 
     def _choose(
-        self, probe: WeightProbe, matrices: Sequence[Matrix], hessians: Hessians, ctx: Context
+        self, model: ir.Model, matrices: Sequence[Matrix], hessians: Hessians, ctx: Context
     ) -> dict[str, tuple[int, int]]:
+        """Bits and block size of each matrix, by its name."""
+        if not self._mixed or not matrices:
+            fixed = {True: (self.bits, self.block_size), False: (self.embedding_bits, self.embedding_block_size)}
+            return {matrix.name: fixed[bool(matrix.linears)] for matrix in matrices}
         weights = sum(matrix.weight.size for matrix in matrices)
         limit = int((self.target_bits or 0) * weights / 8) if self.max_bytes is None else self.max_bytes
         if not ctx.calibration:
             raise BadInputError("calibration", "no samples", expected="at least one sample", hint="--data FILE")
+        probe = WeightProbe(model, matrices, ctx.work_dir / "choice")
         try:
             chosen = choose_grids(
                 matrices,
@@ -232,3 +242,9 @@ class QuantizeInt4:
             "embedding_bytes": float(sum(sizes[matrix.name] for matrix in matrices if not matrix.linears)),
             "calibration_samples": float(sum(batch.rows for batch in ctx.calibration)),
         }
+
+
+def _sum(moments: Hessians, matrix: Matrix) -> npt.NDArray[np.float64]:
+    """The second moments of all inputs that a matrix meets."""
+    parts = [moments[linear.source_name] for linear in matrix.linears]
+    return parts[0] if len(parts) == 1 else np.asarray(np.sum(parts, axis=0))

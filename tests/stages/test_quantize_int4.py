@@ -175,6 +175,24 @@ def test_gptq_brings_the_output_nearer(linear: Path, tmp_path: Path) -> None:
     assert errors["gptq"] < 0.5 * errors["rtn"] < 0.01
 
 
+def test_scaling_and_hqq_through_the_stage(linear: Path, tmp_path: Path) -> None:
+    """Some channels forty times larger than others: scaling pays, with GPTQ behind it more than without."""
+    samples = [sample * np.where(np.arange(64) % 16 == 5, 40, 1).astype(np.float32) for sample in SAMPLES]
+    wanted = np.concatenate([sample[0] @ WEIGHT + BIAS for sample in samples])
+    errors = {}
+    for algorithm in ("rtn", "hqq", "awq", "awq_gptq"):
+        feeds = [{"x": sample} for sample in samples]
+        result, made = quantize(linear, tmp_path / algorithm, feeds, algorithm=algorithm, **FLOAT)
+        runner = open_runner(made)
+        found = np.concatenate([runner({"x": sample})["y"][0] for sample in samples])
+        errors[algorithm] = float(np.square(found - wanted).sum())
+        assert result.metrics["inputs_scaled_by_mul"] == algorithm.startswith("awq")
+        assert optimized(made)["Mul"] == algorithm.startswith("awq")
+    assert errors["awq"] < 0.5 * errors["rtn"]
+    assert errors["awq_gptq"] < 0.5 * errors["awq"]
+    assert 0.5 * errors["rtn"] < errors["hqq"] < 2 * errors["rtn"], "it forgives outliers of the weights, not inputs"
+
+
 def test_batch_and_single_agree(linear: Path, tmp_path: Path) -> None:
     _, made = quantize(linear, tmp_path / "work")
     runner = open_runner(made)
