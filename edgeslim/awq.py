@@ -1,7 +1,7 @@
 """AWQ: scaling input channels so that the weights that count most are rounded most finely.
 
-Lin et al. 2023, arXiv 2306.00978: X W = (X / s)(s W) exactly; with s_j = (size of X_j)^a, weights of channels of large
-inputs grow, so that within a block they meet a finer grid. The strength a is searched between 0 and 1 by the error of
+Lin et al. 2023, arXiv 2306.00978: X W = (X / s)(s W) exactly; with s_j = (size of X_j)^a, weights of large channels
+grow, so that within a block they meet a finer grid. The strength a is searched between 0 and 1 by the error of
 the layers' outputs under nearest rounding. Differences: the size of X_j is its root mean square, and output errors are
 taken from the inputs' second moments H, tr(E H Eᵀ), so that neither needs the samples; and blocks have their scales
 fitted by error in any case, which the paper searches as a clip afterwards.

@@ -76,8 +76,8 @@ class WeightProbe:
                         graph.outputs.append(linear.source)
             path, _ = save_graph(model, folder)
         finally:
-            for node, index, value in kept:
-                node.replace_input_with(index, value)
+            for node, index, original in kept:
+                node.replace_input_with(index, original)
             del graph.inputs[count_inputs:]
             del graph.outputs[count_outputs:]
         return open_runner(path)
