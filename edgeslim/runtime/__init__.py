@@ -1,10 +1,13 @@
-"""What ships to a device: the Java loader here, other languages beside it."""
+"""What ships to a device: the Java loader, and the C loader, which compiles with the decoder in ``codec/c``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["JAVA_DIR", "LOADER_JAR"]
+__all__ = ["C_DIR", "JAVA_DIR", "LOADER_JAR"]
+
+C_DIR = Path(__file__).parent / "c"
+"""``esz_load.h`` and ``esz_load.c``: C99 and POSIX."""
 
 JAVA_DIR = Path(__file__).parent / "java"
 LOADER_JAR = JAVA_DIR / "edgeslim-loader.jar"
