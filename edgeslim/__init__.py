@@ -61,7 +61,9 @@ def build(
         EdgeslimError: bad input, a missing tool, or a model that can't be exported.
     """
     from edgeslim.cache import Cache
+    from edgeslim.errors import UsageError
     from edgeslim.inputs import find_unchanged
+    from edgeslim.processes import process_count, process_rank
     from edgeslim.project import Overrides, plan_build
 
     overrides = Overrides(
@@ -76,6 +78,12 @@ def build(
         name=name,
         out=out,
     )
+    if process_rank() > 0:
+        raise UsageError(
+            "build",
+            f"called in process {process_rank()} of {process_count()}",
+            expected="`accelerate launch -m edgeslim build …`, which lets the first process alone publish",
+        )
     cache = Cache.default() if use_cache else None
     # Stages and all that they import aren't needed to see that nothing has changed.
     unchanged = None if cache is None else find_unchanged(plan_build(overrides, folder, load_stages=False), cache)

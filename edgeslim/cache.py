@@ -10,6 +10,7 @@ goes first when the cache grows past its limit. Nothing else that may lie in the
 
     ROOT/v1/KEY/entry.json      {"step": …, "facts": {…}, "files": {name: sha256}, "sha256": of KEY and all these}
     ROOT/v1/KEY/files/…
+    ROOT/v1/training/KEY/…      checkpoints of a training that isn't done (edgeslim.checkpoint)
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ __all__ = ["Cache", "Entry", "default_root", "hash_file", "hash_parts"]
 DEFAULT_LIMIT_BYTES = 5 * 10**9
 MAX_ENTRY_JSON_BYTES = 16 << 20
 _FORMAT = "v1"
+_TRAINING = "training"
+_ABANDONED_SECONDS = 14 * 86400
 _KEY = re.compile("[0-9a-f]{64}")
 _NEW, _OLD = ".new-", ".old-"
 _HIDDEN = re.compile(re.escape(_OLD) + _KEY.pattern + r"-\d+-\d+")
@@ -157,10 +160,18 @@ class Cache:
                 made.rename(self.root / key)
             self.trim()
 
+    def checkpoints(self, key: str) -> Path:
+        """Where the training of step ``key`` keeps what a later build goes on from; it may not exist yet."""
+        return self.root / _TRAINING / key
+
     def sweep(self) -> None:
-        """Removes what killed builds left half written or half removed."""
+        """Removes what killed builds left half written or half removed, and checkpoints that nobody came back for."""
         with suppress(OSError):
             remove_abandoned(self.root, _NEW)
+            for place in (self.root / _TRAINING).glob("*"):
+                if time.time() - place.stat().st_mtime > _ABANDONED_SECONDS:
+                    shutil.rmtree(place, ignore_errors=True)
+        with suppress(OSError):
             for place in self.root.iterdir():
                 if _HIDDEN.fullmatch(place.name):
                     shutil.rmtree(place, ignore_errors=True)
@@ -193,6 +204,7 @@ class Cache:
             self._sweep()
             for place in self._places():
                 _remove(place)
+            shutil.rmtree(self.root / _TRAINING, ignore_errors=True)
             self.root.rmdir()
         return count
 

@@ -26,6 +26,7 @@ from edgeslim.commands.inspect import inspect_model
 from edgeslim.commands.pack import pack
 from edgeslim.commands.unpack import unpack
 from edgeslim.errors import EdgeslimError
+from edgeslim.processes import process_rank
 from edgeslim.verdict import judge_report
 
 __all__ = ["app", "run"]
@@ -122,6 +123,16 @@ def build(
         from edgeslim.explain import explain_plan
 
         typer.echo(explain_plan(overrides, as_json=as_json, use_cache=use_cache))
+        return
+    if process_rank() > 0:
+        from edgeslim.cache import Cache
+        from edgeslim.inputs import find_unchanged
+        from edgeslim.project import plan_build
+        from edgeslim.stage_runs import assist_build
+
+        plan, store = plan_build(overrides), Cache.default() if use_cache else None
+        if store is None or find_unchanged(plan, store) is None:  # as the first process finds
+            assist_build(plan, store)
         return
     from rich.console import Console
 

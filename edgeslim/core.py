@@ -34,6 +34,7 @@ __all__ = [
     "StepRecord",
     "StepResult",
     "Task",
+    "TrainingData",
     "Verdict",
 ]
 
@@ -112,10 +113,29 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """What a model is trained on, a sample a batch; no sample is also one of the evaluation data.
+
+    ``validation`` was split off, decides when to stop, and shares no sample with ``training``. ``padding`` fills up
+    shorter sequences, by input name.
+    """
+
+    training: Sequence[Batch]
+    validation: Sequence[Batch]
+    padding: Mapping[str, int] = field(default_factory=dict)
+
+    def labelled(self) -> bool:
+        """Whether each sample has a label."""
+        return all(batch.labels for batch in (*self.training, *self.validation))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Context:
     """What a stage may look at besides the model itself.
 
     ``calibration`` never shares a sample with the evaluation data. Whatever a stage writes goes below ``work_dir``.
+    Stages on the torch model have ``training``, where the project names such data, the float original as ``teacher``
+    (an ``edgeslim.torch_model.TorchModel``, frozen), and a folder for ``checkpoints`` that outlives a killed build.
     """
 
     target: TargetProfile
@@ -125,6 +145,10 @@ class Context:
     seed: int
     work_dir: Path
     progress: Progress = field(default_factory=Quiet)
+    training: TrainingData | None = None
+    teacher: Any = None
+    device: str = "cpu"
+    checkpoints: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,10 +164,13 @@ class StepResult(Generic[Model]):
 class Stage(Protocol[Model]):
     """One technique. A stage is a frozen dataclass whose fields are its keys in a recipe file."""
 
-    level: ClassVar[Literal["torch", "graph"]]
+    level: ClassVar[Literal["torch", "graph", "either"]]
 
     def run(self, model: Model, ctx: Context) -> StepResult[Model]:
-        """Applies the technique; ``nn.Module`` for level ``torch``, ``onnx_ir.Model`` for level ``graph``."""
+        """Applies the technique; ``TorchModel`` for level ``torch``, ``onnx_ir.Model`` for level ``graph``.
+
+        A stage of level ``either`` takes both: the torch model where a later step of the recipe needs one.
+        """
         ...
 
 
@@ -222,6 +249,8 @@ class StepRecord:
     """A step as the report tells it; ``bytes`` is the model's size after it (weights and graph).
 
     ``cached`` says that its result was there already, ``engine`` which library did the work where there is a choice.
+    ``before`` and ``after`` are the model's ``bytes``, ``download_bytes``, ``latency_ms`` and ``drop`` on both sides of
+    a stage, ``unchanged`` those that it left as they were, and ``measured_on`` says on what (``edgeslim.stage_cost``).
     """
 
     name: str
@@ -232,6 +261,10 @@ class StepRecord:
     metrics: Mapping[str, float]
     cached: bool = False
     engine: str = ""
+    before: Mapping[str, float] = field(default_factory=dict)
+    after: Mapping[str, float] = field(default_factory=dict)
+    unchanged: tuple[str, ...] = ()
+    measured_on: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

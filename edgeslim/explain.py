@@ -27,7 +27,7 @@ def explain_plan(overrides: Overrides, *, as_json: bool, use_cache: bool = True)
     reasons = () if unchanged else why_changed(plan, cache) if cache is not None else ("the cache is off",)
     if not unchanged and not reasons:
         reasons = (f"the files in {plan.out} are not those of the last build",)
-    stages = [named.name for named in plan.recipe.graph]
+    stages = [named.name for named in (*plan.recipe.torch, *plan.recipe.graph)]
     steps = ["export", *stages, "encode", "package", "checks"]
     limits = {name: limit for name, limit in asdict(plan.budget).items() if limit is not None}
     if as_json:
@@ -55,7 +55,7 @@ def explain_plan(overrides: Overrides, *, as_json: bool, use_cache: bool = True)
         f"output   {plan.out}, a package of kind {plan.target.package.kind}",
     ]
     for step in steps:
-        settings = next((named.stage for named in plan.recipe.graph if named.name == step), None)
+        settings = next((named.stage for named in (*plan.recipe.torch, *plan.recipe.graph) if named.name == step), None)
         lines.append(f"step     {step}" + (f": {settings}" if settings is not None else ""))
     lines.append(
         "nothing would run: inputs and output are those of an earlier build" if unchanged else "would run, since"

@@ -11,6 +11,7 @@ import dataclasses
 import tomllib
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -85,6 +86,9 @@ def _convert(value: object, kind: Any, where: str) -> Any:
             return None
         if len(options) == 1:
             return _convert(value, options[0], where)
+        for option in options:
+            with suppress(BadInputError):
+                return _convert(value, option, where)
     if origin is Literal:
         if value in get_args(kind) and not isinstance(value, bool):
             return value

@@ -43,6 +43,7 @@ BuildInputs = dict[str, dict[str, Any]]
 """All that a result depends on: hashes of ``files`` by path, ``settings``, and ``versions``."""
 
 _LIBRARIES = (
+    "accelerate",
     "datasets",
     "numpy",
     "onnx",
@@ -82,7 +83,7 @@ def versions() -> Mapping[str, str]:
 def input_files(plan: Plan, source: Source) -> tuple[Path, ...]:
     """The files that the build reads, in a fixed order."""
     found: list[Path] = [plan.base / PROJECT_FILE, *plan.files, *_model_files(source), *_own_files(plan, source)]
-    for name in (plan.data.file, plan.data.calibration, plan.data.evaluation):
+    for name in (plan.data.file, plan.data.calibration, plan.data.evaluation, plan.data.training):
         if name is not None:
             found += [plan.base / name, *_below(plan.base / name)]
     if source.tokenizer is not None:

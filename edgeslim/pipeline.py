@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from edgeslim import __version__, codec, graph
+from edgeslim import __version__, graph
 from edgeslim.cache import Cache
 from edgeslim.calibration import judge_calibration
 from edgeslim.checks.accuracy import check_accuracy
@@ -27,7 +27,6 @@ from edgeslim.checks.lossless import check_lossless
 from edgeslim.checks.operators import check_operators
 from edgeslim.checks.size import check_size
 from edgeslim.core import Artifact, ArtifactInfo, Batch, Budget, Context, Finding, Progress, Quiet, Report, Task
-from edgeslim.errors import BadInputError
 from edgeslim.freeze import fixed_length
 from edgeslim.inputs import build_inputs, remember, versions
 from edgeslim.packaging.android import AndroidSettings, MavenCoordinates, write_aar, write_maven
@@ -36,18 +35,16 @@ from edgeslim.packaging.bundle import Bundle, file_entry, tokenizer_extras, writ
 from edgeslim.packaging.tarball import write_tarball
 from edgeslim.pooling import pooling_from_folder
 from edgeslim.project import Plan
-from edgeslim.recipe import NamedStage
 from edgeslim.recording import RECORDING_NAME, record_outputs
-from edgeslim.reference import class_labels, export_reference, folder_bytes
+from edgeslim.reference import class_labels, export_reference
 from edgeslim.samples import Samples, fixed_length_feed, hash_batches
 from edgeslim.session import open_runner, runtime_version
 from edgeslim.source import Source, resolve_source
+from edgeslim.stage_cost import pack_weights
+from edgeslim.stage_runs import check_source, run_stages
 from edgeslim.steps import StepFacts, Steps, hash_folder
 from edgeslim.target import TargetProfile
-from edgeslim.task import (
-    ImageClassification,
-    resolve_task,
-)
+from edgeslim.task import ImageClassification, resolve_task
 from edgeslim.workspace import publish, scratch_folder
 
 __all__ = ["check_cost", "run_build"]
@@ -79,14 +76,12 @@ def run_build(
     task = resolve_task(
         plan.task, config=source.config, labels=class_labels(source, plan), pooling=pooling, folder=plan.base
     )
-    if plan.recipe.torch:
-        raise BadInputError(
-            "recipe", f"{plan.recipe.torch[0].name} works on a torch model", expected="stages on the exported graph"
-        )
+    check_source(source, plan)
     before = None if cache is None else build_inputs(plan)
     with scratch_folder(plan.out) as work:
         steps = Steps(work, cache, versions(), progress)
-        reference, samples = export_reference(source, task, plan, steps)
+        exported = export_reference(source, task, plan, steps)
+        reference, samples = exported.folder, exported.samples
         if isinstance(task, ImageClassification):
             task = replace(task, preprocessing=samples.preprocessing)
         context = Context(
@@ -98,9 +93,7 @@ def run_build(
             work_dir=work,
             progress=progress,
         )
-        compressed = reference
-        for named in plan.recipe.graph:
-            compressed = _run_stage(named, compressed, reference, context, steps)
+        compressed = run_stages(exported, plan, context, steps, cache)
         encoded = _encode(compressed, steps)
         recording = work / RECORDING_NAME
         recorded = samples.judged and record_outputs(context.reference, samples.evaluation, task, recording)
@@ -135,53 +128,20 @@ def run_build(
     return report
 
 
-def _run_stage(named: NamedStage, before: Path, reference: Path, context: Context, steps: Steps) -> Path:
-    """The folder of the graph after one stage."""
-
-    def make(folder: Path, scratch: Path) -> StepFacts:
-        model = graph.load_graph(before / graph.MODEL_NAME)
-        result = named.stage.run(model, replace(context, work_dir=scratch))
-        graph.save_graph(result.model, folder)
-        return StepFacts(
-            changed=result.changed, bytes=folder_bytes(folder), skipped=result.skipped, metrics=result.metrics
-        )
-
-    target = context.target
-    inputs = (
-        hash_folder(before),
-        hash_folder(reference),
-        dict(context.task.manifest()),
-        named.name,
-        repr(named.stage),
-        asdict(target.machine),
-        asdict(target.runtime),
-        hash_batches(context.calibration),
-        context.seed,
-    )
-    return steps.run(named.name, inputs, make)
-
-
 def _encode(before: Path, steps: Steps) -> Path:
     """The folder of ``weights.esz``, which decodes to ``weights.bin``."""
 
     def make(folder: Path, scratch: Path) -> StepFacts:  # noqa: ARG001
         folder.mkdir()
-        image = memoryview((before / graph.WEIGHTS_NAME).read_bytes())
-        segments = [
-            codec.Segment(
-                name=span.name,
-                data=image[span.offset : span.offset + span.length],
-                dtype=span.dtype,
-                shape=span.shape,
-            )
-            for span in graph.weight_spans(before / graph.MODEL_NAME)
-        ]
-        codec.write_container(folder / PACKED_NAME, segments)
+        segments = pack_weights(before, folder / PACKED_NAME)
         packed_bytes = (folder / PACKED_NAME).stat().st_size
         return StepFacts(
-            changed=len(segments),
+            changed=segments,
             bytes=(before / graph.MODEL_NAME).stat().st_size + packed_bytes,
-            metrics={"weights_bytes": float(len(image)), "packed_bytes": float(packed_bytes)},
+            metrics={
+                "weights_bytes": float((before / graph.WEIGHTS_NAME).stat().st_size),
+                "packed_bytes": float(packed_bytes),
+            },
         )
 
     return steps.run("encode", (hash_folder(before),), make)

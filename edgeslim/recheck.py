@@ -255,8 +255,8 @@ def _export(
         seed=0 if manifest.calibration is None else manifest.calibration.seed,
         preprocessing=preprocessing_options(task),
     )
-    folder, samples = export_reference(source, task, plan, Steps(work, None, versions(), progress))
-    return folder / graph.MODEL_NAME, samples.evaluation[0].feed
+    reference = export_reference(source, task, plan, Steps(work, None, versions(), progress))
+    return reference.folder / graph.MODEL_NAME, reference.samples.evaluation[0].feed
 
 
 def _try_feed(runner: Runner, feed: Feed, data: str | None) -> None:

@@ -6,7 +6,8 @@ A recipe is a list of tables in a target profile, a project file or a file of it
     use = "quantize_int8"      # the file stages/quantize_int8.py, whose one public class is the stage
     method = "percentile"      # the other keys are the class's fields
 
-Stages on the torch model run before those on the exported graph, whatever their order in the file.
+Stages on the torch model run before the export, those on the graph after it, each in the order of the file. A stage
+that takes either (``level = "either"``) runs on the torch model if a later step needs one, else on the graph.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class NamedStage:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The stages of a build by the level at which they work, and the tables that they were read from."""
+    """The stages of a build by the level at which they run, and the tables that they were read from."""
 
     torch: tuple[NamedStage, ...]
     graph: tuple[NamedStage, ...]
@@ -69,13 +70,23 @@ def parse_recipe(tables: Sequence[Mapping[str, Any]], where: str, *, load_stages
     libraries that stages import.
 
     Raises:
-        BadInputError: an unknown stage, or settings that it doesn't have.
+        BadInputError: an unknown stage, settings that it doesn't have, or a stage on the graph before one on the torch
+            model.
     """
     numbered = enumerate(tables) if load_stages else ()
     stages = [_parse_stage(table, f"{where}: steps[{index}]") for index, table in numbered]
+    split = max((index + 1 for index, named in enumerate(stages) if named.stage.level == "torch"), default=0)
+    early = next((index for index, named in enumerate(stages[:split]) if named.stage.level == "graph"), None)
+    if early is not None:
+        raise BadInputError(
+            f"{where}: steps[{early}]",
+            f"{stages[early].name} works on the exported graph, and {stages[split - 1].name} after it on a torch model",
+            expected="all steps on the torch model before those on the graph",
+            hint=f"write {stages[early].name} after {stages[split - 1].name}",
+        )
     return Recipe(
-        torch=tuple(named for named in stages if named.stage.level == "torch"),
-        graph=tuple(named for named in stages if named.stage.level == "graph"),
+        torch=tuple(stages[:split]),
+        graph=tuple(stages[split:]),
         tables=tuple(dict(table) for table in tables),
     )
 

@@ -1,14 +1,18 @@
-"""The first step of a build: the float graph that everything later is measured against, and the samples that fit it."""
+"""The first step of a build: the float graph that everything later is measured against, and the samples that fit it.
+
+A torch model that stages have changed is exported in the same way as the original (``export_changed``).
+"""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeslim import export, graph
-from edgeslim.core import Feed, Task
+from edgeslim.core import Batch, Feed, Task, TrainingData
 from edgeslim.errors import BadInputError
 from edgeslim.freeze import freeze_shapes
 from edgeslim.images import class_names
@@ -18,7 +22,7 @@ from edgeslim.project import Plan
 from edgeslim.samples import Samples, hash_batches, load_samples
 from edgeslim.session import open_runner
 from edgeslim.signature import InputSpec, check_feed, source_inputs
-from edgeslim.source import Source, load_huggingface, load_own
+from edgeslim.source import OwnModel, Source, load_huggingface, load_own
 from edgeslim.steps import StepFacts, Steps
 from edgeslim.task import (
     Classification,
@@ -28,13 +32,43 @@ from edgeslim.task import (
     is_classifier,
     is_image_classifier,
 )
+from edgeslim.training_data import load_training
 
-__all__ = ["class_labels", "export_reference", "folder_bytes"]
+if TYPE_CHECKING:
+    from edgeslim.torch_model import TorchModel
+
+__all__ = [
+    "Reference",
+    "class_labels",
+    "export_changed",
+    "export_reference",
+    "graph_bytes",
+    "load_original",
+    "training_samples",
+]
 
 COMPARED_SAMPLES = 8
 
 
-def export_reference(source: Source, task: Task, plan: Plan, steps: Steps) -> tuple[Path, Samples]:
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The float graph in ``folder``, the samples that fit its inputs, and what it takes to load its source again.
+
+    ``compared`` are the samples that an export is compared with its source on; ``taken`` are the source's own inputs.
+    """
+
+    folder: Path
+    samples: Samples
+    source: Source
+    compared: tuple[Batch, ...]
+    taken: tuple[InputSpec, ...]
+    labels: Mapping[str, int] | None
+    classifier: bool
+    images: bool
+    own: OwnModel | None
+
+
+def export_reference(source: Source, task: Task, plan: Plan, steps: Steps) -> Reference:
     """The folder of the float graph, compared with its source, and the samples that fit its inputs."""
     classifier = isinstance(task, TextClassification) or (
         not isinstance(task, FeatureExtraction) and is_classifier(source.config)
@@ -50,13 +84,14 @@ def export_reference(source: Source, task: Task, plan: Plan, steps: Steps) -> tu
         )
     own = load_own(source) if source.kind == "module" else None
     taken = source_inputs(source, own, images=images)
+    labels = _label_ids(source, task)
     example: Feed | None = None if own is None else {name: value.numpy() for name, value in own.inputs.items()}
     samples = load_samples(
         plan.data,
         base=plan.base,
         tokenizer=source.tokenizer,
         input_names=[item.name for item in taken],
-        labels=_label_ids(source, task),
+        labels=labels,
         example=example,
         seed=plan.seed,
         preprocessing=_preprocessing(source, task, taken, plan),
@@ -87,11 +122,82 @@ def export_reference(source: Source, task: Task, plan: Plan, steps: Steps) -> tu
                 source.spec, "the model changed while it was being read", expected="files that stay as they are"
             )
         frozen = freeze_shapes(made.path, compared, folder) if plan.export.frozen() else {}
-        return StepFacts(changed=1, bytes=folder_bytes(folder), metrics={**made.metrics, **frozen}, engine=made.engine)
+        return StepFacts(changed=1, bytes=graph_bytes(folder), metrics={**made.metrics, **frozen}, engine=made.engine)
 
     inputs = (source.kind, files, opset_max, classifier, plan.export.frozen(), hash_batches(compared))
     folder = steps.run("export", inputs, make, reuse=own is None)
-    return folder, samples.restricted(open_runner(folder / graph.MODEL_NAME).inputs)
+    return Reference(
+        folder=folder,
+        samples=samples.restricted(open_runner(folder / graph.MODEL_NAME).inputs),
+        source=source,
+        compared=compared,
+        taken=tuple(taken),
+        labels=labels,
+        classifier=classifier,
+        images=images,
+        own=own,
+    )
+
+
+def load_original(reference: Reference) -> TorchModel:
+    """The source's torch model in eval mode: read anew, or the very one that own code made."""
+    from edgeslim.torch_model import TorchModel  # not above: ONNX files are built without torch
+
+    output = "logits" if reference.classifier or reference.images else "last_hidden_state"
+    if reference.own is not None:
+        return TorchModel(module=reference.own.module)
+    module: Any = load_huggingface(reference.source, classifier=reference.classifier, images=reference.images)
+    if output == "last_hidden_state" and getattr(module, "pooler", None) is not None:
+        module.pooler = None  # nothing reads it: it isn't in the graph, and has nothing to be trained with
+    return TorchModel(module=module, output=output)
+
+
+def training_samples(reference: Reference, plan: Plan) -> TrainingData | None:
+    """What stages on the torch model train on, or ``None`` where the project names nothing."""
+    data = load_training(
+        plan.data,
+        base=plan.base,
+        tokenizer=reference.source.tokenizer,
+        input_names=[item.name for item in reference.taken],
+        labels=reference.labels,
+        seed=plan.seed,
+        preprocessing=reference.samples.preprocessing,
+    )
+    known = set(reference.samples.calibration[0].feed)
+
+    def cut(batches: Sequence[Batch]) -> tuple[Batch, ...]:
+        return tuple(
+            replace(batch, feed={name: value for name, value in batch.feed.items() if name in known})
+            for batch in batches
+        )
+
+    return None if data is None else replace(data, training=cut(data.training), validation=cut(data.validation))
+
+
+def export_changed(model: TorchModel, reference: Reference, plan: Plan, folder: Path, scratch: Path) -> export.Export:
+    """Exports what stages made of the original into ``folder``, and compares the two.
+
+    Raises:
+        BadInputError: it can't be expressed as a graph.
+        CheckError: the graph computes something else.
+    """
+    opset_max = plan.target.runtime.opset_max
+    free = scratch / "free" if plan.export.frozen() else folder
+    if reference.own is not None:
+        own = replace(reference.own, module=model.module)
+        made = export.export_own(own, reference.compared, opset_max=opset_max, folder=free)
+    else:
+        made = export.export_huggingface(
+            model.module,
+            reference.compared,
+            classifier=reference.classifier,
+            images=reference.images,
+            opset_max=opset_max,
+            folder=free,
+        )
+    if plan.export.frozen():
+        freeze_shapes(made.path, reference.compared, folder)
+    return made
 
 
 def class_labels(source: Source, plan: Plan) -> Sequence[str]:
@@ -102,9 +208,9 @@ def class_labels(source: Source, plan: Plan) -> Sequence[str]:
     return class_names(plan.base / name) if name else ()
 
 
-def folder_bytes(folder: Path) -> int:
-    """The size of all files in a folder."""
-    return sum(path.stat().st_size for path in folder.iterdir())
+def graph_bytes(folder: Path) -> int:
+    """The size of a graph and its weights; a torch model's own files may lie beside them."""
+    return sum((folder / name).stat().st_size for name in (graph.MODEL_NAME, graph.WEIGHTS_NAME))
 
 
 def _preprocessing(source: Source, task: Task, taken: Sequence[InputSpec], plan: Plan) -> Preprocessing | None:

@@ -19,7 +19,7 @@ from edgeslim.errors import BadInputError
 from edgeslim.images import PIXELS, PictureFeed, load_pixels
 from edgeslim.preprocessing import Preprocessing
 
-__all__ = ["DataOptions", "Samples", "fixed_length_feed", "hash_batches", "load_samples"]
+__all__ = ["DataOptions", "Samples", "fixed_length_feed", "hash_batches", "load_samples", "split_texts"]
 
 BUILTIN_EVALUATION = 200
 
@@ -29,7 +29,8 @@ class DataOptions:
     """Samples: two files that share nothing, or one ``file`` that is split.
 
     Of a split file ``calibration_samples`` calibrate and the rest evaluates. Texts are cut at ``max_length`` tokens
-    and, with ``pad``, padded to as many.
+    and, with ``pad``, padded to as many. ``training`` is a file that shares nothing with the evaluation data;
+    ``validation_share`` of it isn't trained on and decides when to stop.
     """
 
     calibration: str | None = None
@@ -40,6 +41,8 @@ class DataOptions:
     max_length: int = 128
     pad: bool = False
     calibration_samples: int = 128
+    training: str | None = None
+    validation_share: float = 0.1
 
     def __post_init__(self) -> None:
         if self.file is not None and (self.calibration is not None or self.evaluation is not None):
@@ -49,6 +52,8 @@ class DataOptions:
         for name in ("max_length", "calibration_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
+        if not 0 < self.validation_share < 1:
+            raise ValueError(f"validation_share: {self.validation_share}, expected more than 0 and less than 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +139,7 @@ def load_samples(
             expected="an .npz file with one array a model input: " + ", ".join(input_names),
             hint="for a text model, put tokenizer.json beside it or name its folder with the key `tokenizer`",
         )
-    calibration, evaluation, notes = _examples(options, base, files, seed)
+    calibration, evaluation, notes = split_texts(options, base, files, seed)
     loaded = load_tokenizer(tokenizer)
 
     def encode(examples: Sequence[Example], size: int) -> tuple[Batch, ...]:
@@ -179,9 +184,15 @@ def hash_batches(batches: Sequence[Batch]) -> str:
     return digest.hexdigest()
 
 
-def _examples(
+def split_texts(
     options: DataOptions, base: Path, files: Sequence[Path], seed: int
 ) -> tuple[Sequence[Example], Sequence[Example], tuple[str, ...]]:
+    """The texts that calibrate, those that evaluate, and notes on them; ``files`` is empty where none was named.
+
+    Raises:
+        BadInputError: a file can't be read, or the two share a text.
+    """
+
     def load(path: Path) -> tuple[Example, ...]:
         return load_examples(path, text_column=options.text_column, label_column=options.label_column)
 

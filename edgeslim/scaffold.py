@@ -246,6 +246,10 @@ name = {_quote(name)}
 # pad = true
 # How many samples of a split file calibrate
 # calibration_samples = 128
+# What steps such as distill and finetune train on: a file that shares no sample with the evaluation data. So much of it
+# isn't trained on, and decides when to stop
+# training = {_quote({"samples.npz": "training.npz", "pictures": "training"}.get(data, "training.jsonl"))}
+# validation_share = 0.1
 
 [preprocessing]
 # For pictures: what an app does to one before it gives it to the model. What isn't said here is taken from the model's

@@ -20,7 +20,7 @@ __all__ = ["StepFacts", "Steps", "hash_folder"]
 class StepFacts:
     """What a step says of itself; it is kept with its files. ``bytes`` is the model's size after it.
 
-    ``engine`` names the library that did the work, where there is a choice.
+    ``engine`` names the library that did the work, where there is a choice. The last four are those of ``StepRecord``.
     """
 
     changed: int
@@ -28,6 +28,10 @@ class StepFacts:
     bytes: int | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    before: Mapping[str, float] = field(default_factory=dict)
+    after: Mapping[str, float] = field(default_factory=dict)
+    unchanged: tuple[str, ...] = ()
+    measured_on: str = ""
 
 
 def hash_folder(folder: Path) -> dict[str, str]:
@@ -46,6 +50,10 @@ class Steps:
         self._versions = versions
         self._progress = progress
 
+    def key(self, name: str, inputs: tuple[object, ...]) -> str:
+        """What the result of a step is found by: a hash of its name, its inputs and the versions."""
+        return hash_parts(name, inputs, self._versions)
+
     def run(
         self, name: str, inputs: tuple[object, ...], make: Callable[[Path, Path], StepFacts], *, reuse: bool = True
     ) -> Path:
@@ -56,7 +64,7 @@ class Steps:
         """
         started = time.perf_counter()
         cache = self._cache if reuse else None
-        key = hash_parts(name, inputs, self._versions)
+        key = self.key(name, inputs)
         folder = self._work / f"{len(self.records)}-{name}"
         stored = None if cache is None else cache.fetch(key, folder)
         facts = None if stored is None else _parse_facts(stored, name)
@@ -83,6 +91,10 @@ class Steps:
                 metrics=dict(facts.metrics),
                 cached=cached,
                 engine=facts.engine,
+                before=dict(facts.before),
+                after=dict(facts.after),
+                unchanged=facts.unchanged,
+                measured_on=facts.measured_on,
             )
         )
         return folder

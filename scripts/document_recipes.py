@@ -7,6 +7,7 @@ python scripts/document_recipes.py --check    # fails if the page is out of date
 from __future__ import annotations
 
 import argparse
+import collections.abc
 import dataclasses
 import importlib
 import inspect
@@ -44,6 +45,8 @@ def describe_type(kind: Any) -> str:
         return ", ".join(f"`{option}`" for option in get_args(kind))
     if origin in (Union, types.UnionType):
         return " or ".join(describe_type(option) for option in get_args(kind) if option is not type(None))
+    if origin is collections.abc.Mapping:
+        return "table"
     if origin is tuple:
         return f"list of {describe_type(get_args(kind)[0])}"
     return {bool: "true or false", int: "whole number", float: "number", str: "string"}.get(kind, str(kind))
@@ -66,7 +69,11 @@ def describe_stage(name: str) -> str:
     (public,) = module.__all__
     stage = getattr(module, public)
     hints = get_type_hints(stage)
-    level = "the torch model" if stage.level == "torch" else "the exported graph, so a bare `.onnx` too"
+    level = {
+        "torch": "the torch model, so before the export",
+        "graph": "the exported graph, so a bare `.onnx` too",
+        "either": "the torch model where a later step needs one, else the exported graph, so a bare `.onnx` too",
+    }[stage.level]
     rows = [
         f"| `{item.name}` | {describe_type(hints[item.name])} | {describe_default(item)} |"
         for item in dataclasses.fields(stage)

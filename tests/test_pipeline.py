@@ -149,9 +149,15 @@ def test_the_report_says_what_the_issue_promises(any_build: Built) -> None:
     assert set(plain["artifact"]) == {"path", "bytes"}
     assert [step["name"] for step in plain["steps"]] == ["export", "quantize_int8", "encode", "package"]
     for step in plain["steps"]:
-        assert set(step) == {"name", "seconds", "changed", "bytes", "skipped", "metrics", "cached", "engine"}
+        told = {"name", "seconds", "changed", "bytes", "skipped", "metrics", "cached", "engine"}
+        assert set(step) == told | {"before", "after", "unchanged", "measured_on"}
         assert step["changed"] > 0
         assert step["bytes"] > 0
+    (stage,) = (step for step in plain["steps"] if step["name"] == "quantize_int8")
+    assert set(stage["before"]) == set(stage["after"]) == {"bytes", "download_bytes", "latency_ms", "drop"}
+    assert stage["before"]["drop"] == 0
+    assert stage["after"]["bytes"] == stage["bytes"] < stage["before"]["bytes"]
+    assert set(stage["unchanged"]) <= {"latency_ms", "drop"}
     for finding in plain["findings"]:
         assert {"check", "metric", "value", "unit", "limit", "verdict", "where"} <= set(finding)
         assert finding["verdict"] in VERDICTS
