@@ -33,15 +33,19 @@ class OrtRunner:
         values = self._session.run(None, {name: feed[name] for name in self.inputs})
         return dict(zip(self.outputs, values, strict=True))
 
-    def run_only(self, feed: Feed, names: Sequence[str]) -> Feed:
-        """Runs the nodes that the outputs ``names`` take, and gives those outputs."""
+    def run_only(self, feed: Feed, names: Sequence[str], overrides: Feed | None = None) -> Feed:
+        """Runs the nodes that the outputs ``names`` take, and gives those outputs.
+
+        ``overrides`` take the place of initializers that are graph inputs, too.
+        """
         import onnxruntime as ort
 
         options = ort.RunOptions()
         options.only_execute_path_to_fetches = True
         if not names:
             return {}
-        values = self._session.run(list(names), {name: feed[name] for name in self.inputs}, options)
+        given = {**{name: feed[name] for name in self.inputs}, **(overrides or {})}
+        values = self._session.run(list(names), given, options)
         return dict(zip(names, values, strict=True))
 
     def signature(self) -> dict[str, list[dict[str, object]]]:

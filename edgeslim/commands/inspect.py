@@ -1,13 +1,15 @@
-"""``edgeslim inspect``: where the bytes of a model or package are, as a table or as JSON."""
+"""``edgeslim inspect``: where the bytes of a model or package are, or how it stands fewer bits; as a table or JSON."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgeslim.errors import UsageError
 from edgeslim.report import format_value
 
 if TYPE_CHECKING:
@@ -15,10 +17,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from edgeslim.anatomy import Anatomy, TensorFacts
+    from edgeslim.sensitivity import Sensitivity
 
-__all__ = ["inspect_model", "print_anatomy"]
+__all__ = ["inspect_model", "print_anatomy", "print_sensitivity"]
 
 ANATOMY_SCHEMA = 1
+SENSITIVITY_SCHEMA = 1
 SHOWN = 20
 SHOWN_FILES = 8
 BAR_CELLS = 12
@@ -37,8 +41,25 @@ def inspect_model(
     *,
     top: Annotated[int | None, typer.Option(min=0, help="Tensors shown, largest first; 0: all.", metavar="N")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Show what 8 to 2 bits do to each tensor of a float model instead.")
+    ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(help="With --sensitivity: samples, to measure outputs and inputs.", metavar="FILE"),
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="With --data: the model's task, if its files don't tell.")] = None,
+    html: Annotated[
+        str | None, typer.Option(help="With --sensitivity: a page with a heat map.", metavar="FILE")
+    ] = None,
 ) -> None:
     """Show where the bytes are: by group and by tensor, with bits a weight, entropy and sparsity."""
+    if sensitivity:
+        _inspect_sensitivity(model, data=data, task=task, html=html, top=top, as_json=as_json)
+        return
+    for option, value in (("--data", data), ("--task", task), ("--html", html)):
+        if value is not None:
+            raise UsageError(option, "no --sensitivity beside it", expected=f"--sensitivity {option} {value}")
     from edgeslim.anatomy import dissect_model
 
     anatomy = dissect_model(model)
@@ -50,6 +71,26 @@ def inspect_model(
     from rich.console import Console
 
     print_anatomy(anatomy, Console(soft_wrap=False), top=SHOWN if top is None else top)
+
+
+def _inspect_sensitivity(
+    model: str, *, data: str | None, task: str | None, html: str | None, top: int | None, as_json: bool
+) -> None:
+    from rich.console import Console
+
+    from edgeslim.html_sensitivity import render_sensitivity
+    from edgeslim.progress import TerminalProgress
+    from edgeslim.replacing import replaced_when_whole
+    from edgeslim.sensitivity_inputs import measure_sensitivity
+
+    measured = measure_sensitivity(model, data=data, task=task, progress=TerminalProgress(Console(stderr=True)))
+    if html is not None:
+        with replaced_when_whole(Path(html)) as path:
+            path.write_text(render_sensitivity(measured), encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps({"schema": SENSITIVITY_SCHEMA, **asdict(measured)}, indent=2))
+    else:
+        print_sensitivity(measured, Console(soft_wrap=False), top=SHOWN if top is None else top)
 
 
 def print_anatomy(anatomy: Anatomy, console: Console, *, top: int) -> None:
@@ -75,6 +116,43 @@ def print_anatomy(anatomy: Anatomy, console: Console, *, top: int) -> None:
     if left:
         rest = _bytes(sum(tensor.stored_bytes for tensor in anatomy.tensors[len(shown) :]))
         console.print(f"… and {left} more tensors with {rest}: --top 0 shows all", markup=False, highlight=False)
+
+
+def print_sensitivity(found: Sensitivity, console: Console, *, top: int) -> None:
+    """Prints the tensors that change the outputs most at four bits (without data: themselves), ``top`` of them."""
+    rows = sorted(found.tensors, key=lambda row: -(row.model_error or row.output_error or row.weight_error)[4])
+    shown = rows[: top or None]
+    on = f"measured on {found.samples} calibration samples" if found.samples else "weights alone (--data FILE: outputs)"
+    console.print(f"{found.model}: {len(rows)} weights, {on}", style="bold", markup=False, highlight=False)
+    console.print("relative errors (RMS) with one tensor rounded, a scale a channel", markup=False, highlight=False)
+    console.print()
+    columns = {
+        "tensor": [row.layer or row.name for row in shown],
+        "shape": ["×".join(map(str, row.shape)) for row in shown],
+    }
+    kinds = (("weight", "weight_error"), ("layer", "output_error"), ("model", "model_error"))
+    for kind, key in kinds if found.samples else kinds[:1]:
+        for bits in rows[0].weight_error:
+            columns[f"{kind} {bits} bit"] = [_error(getattr(row, key)[bits]) for row in shown]
+    if found.samples:
+        inputs = [row.input for row in shown]
+        columns["max / p99.9"] = ["–" if item is None else f"{item.outlier_ratio:.1f}" for item in inputs]
+        columns["energy"] = ["–" if item is None else f"{item.outlier_energy:.0%}" for item in inputs]
+        columns["int8, smoothed"] = [
+            "–"
+            if item is None or item.int8_error is None or item.smoothed_error is None
+            else f"{_error(item.int8_error)} → {_error(item.smoothed_error)}"
+            for item in inputs
+        ]
+    spare = [name for name in columns if name.startswith("weight") and found.samples]
+    spare += [f"{kind} {bits} bit" for bits in (6, 3, 8, 2) for kind in ("layer", "model", "weight")]
+    console.print(_table(columns, console.width, (*spare, "energy", "shape")))
+    if len(rows) > len(shown):
+        console.print(f"… and {len(rows) - len(shown)} more tensors: --top 0 shows all", markup=False, highlight=False)
+
+
+def _error(value: float) -> str:
+    return f"{100 * value:.2g}%" if value < 0.1 else f"{100 * value:.0f}%"
 
 
 def _group_table(anatomy: Anatomy, width: int) -> Table:
