@@ -136,6 +136,7 @@ class Context:
     ``calibration`` never shares a sample with the evaluation data. Whatever a stage writes goes below ``work_dir``.
     Stages on the torch model have ``training``, where the project names such data, the float original as ``teacher``
     (an ``edgeslim.torch_model.TorchModel``, frozen), and a folder for ``checkpoints`` that outlives a killed build.
+    ``goal_bytes`` is what graph and coded weights may take together, where a budget limits the package's size.
     """
 
     target: TargetProfile
@@ -149,6 +150,7 @@ class Context:
     teacher: Any = None
     device: str = "cpu"
     checkpoints: Path | None = None
+    goal_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from edgeslim.errors import BadInputError
 
 __all__ = [
+    "INLINE_BYTES",
     "MODEL_NAME",
     "WEIGHTS_NAME",
     "Span",

@@ -30,7 +30,7 @@ from edgeslim.core import Artifact, ArtifactInfo, Batch, Budget, Context, Findin
 from edgeslim.freeze import fixed_length
 from edgeslim.inputs import build_inputs, remember, versions
 from edgeslim.packaging.android import AndroidSettings, MavenCoordinates, write_aar, write_maven
-from edgeslim.packaging.archive import apk_download_bytes
+from edgeslim.packaging.archive import apk_download_bytes, deflated_bytes
 from edgeslim.packaging.bundle import Bundle, file_entry, tokenizer_extras, write_manifest
 from edgeslim.packaging.tarball import write_tarball
 from edgeslim.pooling import pooling_from_folder
@@ -55,6 +55,8 @@ PAGE_NAME = "report.html"
 PACKED_NAME = "weights.esz"
 MANIFEST_NAME = "manifest.json"
 READY = "ready"
+SPARE_BYTES = 256
+"""A manifest's numbers may take some digits more than those of a package without weights."""
 
 Render = Callable[[Report, Artifact], str]
 """Makes the page that a person reads from a report and the files that it is about."""
@@ -93,11 +95,14 @@ def run_build(
             work_dir=work,
             progress=progress,
         )
-        compressed = run_stages(exported, plan, context, steps, cache)
-        encoded = _encode(compressed, steps)
         recording = work / RECORDING_NAME
         recorded = samples.judged and record_outputs(context.reference, samples.evaluation, task, recording)
         extras = _extras(source, recording if recorded else None)
+        if plan.budget.max_size_bytes is not None:
+            other = _other_bytes(source, task, reference, extras, samples, plan, work)
+            context = replace(context, goal_bytes=max(0, plan.budget.max_size_bytes - other))
+        compressed = run_stages(exported, plan, context, steps, cache)
+        encoded = _encode(compressed, steps)
         packed = _package(source, task, compressed, encoded, extras, samples, plan, steps)
         artifact = Artifact(
             package=packed / READY / _package_name(source, plan),
@@ -180,8 +185,8 @@ def _package(
         write_manifest(manifest, facts, files)
         bundle = Bundle(name=source.name, model=model, packed=packed, manifest=manifest, extras=extras)
         package = ready / _package_name(source, plan)
+        _write_package(bundle, plan, package)
         if plan.target.package.kind == "aar":
-            write_aar(bundle, AndroidSettings(min_sdk=plan.target.package.min_sdk), package)
             coordinates = MavenCoordinates(
                 group=plan.android.group,
                 artifact=plan.android.artifact or source.name,
@@ -189,12 +194,39 @@ def _package(
                 onnxruntime=plan.target.runtime.version,
             )
             write_maven(package, coordinates, ready / "maven")
-        else:
-            write_tarball(bundle, package)
         return StepFacts(changed=len(files) + 1, bytes=package.stat().st_size)
 
     inputs = ({name: file_entry(path) for name, path in files.items()}, facts, asdict(plan.android))
     return steps.run("package", inputs, make)
+
+
+def _write_package(bundle: Bundle, plan: Plan, package: Path) -> None:
+    if plan.target.package.kind == "aar":
+        write_aar(bundle, AndroidSettings(min_sdk=plan.target.package.min_sdk), package)
+    else:
+        write_tarball(bundle, package)
+
+
+def _other_bytes(
+    source: Source,
+    task: Task,
+    reference: Path,
+    extras: tuple[tuple[str, Path], ...],
+    samples: Samples,
+    plan: Plan,
+    work: Path,
+) -> int:
+    """What a package takes besides graph and weights, from one with the float graph and no weights."""
+    folder = work / "empty-package"
+    folder.mkdir()
+    model, packed, manifest = reference / graph.MODEL_NAME, folder / PACKED_NAME, folder / MANIFEST_NAME
+    packed.touch()
+    files = {graph.MODEL_NAME: model, graph.WEIGHTS_NAME: packed, PACKED_NAME: packed, **dict(extras)}
+    write_manifest(manifest, _facts(source, task, model, samples, plan), files)
+    bundle = Bundle(name=source.name, model=model, packed=packed, manifest=manifest, extras=extras)
+    package = folder / _package_name(source, plan)
+    _write_package(bundle, plan, package)
+    return package.stat().st_size - deflated_bytes(model) + SPARE_BYTES
 
 
 def _check(

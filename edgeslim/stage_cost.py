@@ -19,13 +19,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeslim import codec, graph
+from edgeslim import graph
 from edgeslim.checks.latency import measure_pair
 from edgeslim.core import Context, Quiet
 from edgeslim.errors import EdgeslimError
 from edgeslim.freeze import fixed_length
 from edgeslim.samples import fixed_length_feed
 from edgeslim.session import open_runner
+from edgeslim.storage_grid import encode_weights
 
 __all__ = ["StageCost", "measure_stage", "pack_weights"]
 
@@ -82,15 +83,7 @@ def measure_stage(
 
 def pack_weights(folder: Path, path: Path) -> int:
     """Writes the weights of the graph in ``folder`` into the container ``path``; the number of its segments."""
-    image = memoryview((folder / graph.WEIGHTS_NAME).read_bytes())
-    segments = [
-        codec.Segment(
-            name=span.name, data=image[span.offset : span.offset + span.length], dtype=span.dtype, shape=span.shape
-        )
-        for span in graph.weight_spans(folder / graph.MODEL_NAME)
-    ]
-    codec.write_container(path, segments)
-    return len(segments)
+    return encode_weights(folder / graph.MODEL_NAME, path)
 
 
 def _figures(folder: Path, runner: object, context: Context, scratch: Path) -> dict[str, float]:

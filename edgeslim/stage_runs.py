@@ -129,6 +129,7 @@ def _run_graph_stage(named: NamedStage, before: Path, reference: Path, context: 
         asdict(target.runtime),
         hash_batches(context.calibration),
         context.seed,
+        context.goal_bytes,
     )
     return steps.run(named.name, inputs, make)
 
@@ -157,6 +158,7 @@ def _run_torch_stages(reference: Reference, plan: Plan, context: Context, steps:
             plan.export.frozen(),
             asdict(plan.target.runtime),
             context.seed,
+            context.goal_bytes,
         )
         checkpoints = None if cache is None else cache.checkpoints(steps.key(named.name, inputs))
 

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from edgeslim.gptq import factor_inverse, round_gptq
+from edgeslim.gptq import RateTerm, factor_inverse, round_gptq
 
 
 def correlated(seed: int, rows: int, size: int) -> np.ndarray:
@@ -99,3 +99,31 @@ def test_the_factor_inverts_the_damped_hessian() -> None:
 def test_refuses_a_hessian_that_is_not_finite() -> None:
     with pytest.raises(ValueError, match="NaN or infinite"):
         factor_inverse(np.full((3, 3), np.nan))
+
+
+def test_the_rate_term_by_hand() -> None:
+    """2 costs a bit more than 1: 1.6 goes to 1 where a bit is worth more than 0.6² - 0.4² = 0.2 squared steps."""
+    bits = np.abs(np.arange(-127, 128.0))[None]
+    weight = np.array([[1.6, 1.6, -1.6, 0.4, 127.4]])
+    found = {}
+    for worth in (0.19, 0.21):
+        rate = RateTerm(bits=bits, classes=np.zeros(5, int), worth=np.full(5, worth))
+        found[worth] = round_gptq(weight, np.eye(1), np.ones(5), rate=rate).tolist()
+    assert found == {0.19: [[2, 2, -2, 0, 127]], 0.21: [[1, 1, -1, 0, 127]]}
+
+
+def test_columns_have_codes_and_worths_of_their_own() -> None:
+    bits = np.stack([np.zeros(255), np.abs(np.arange(-127, 128.0))])
+    rate = RateTerm(bits=bits, classes=np.array([0, 1, 1]), worth=np.array([9.0, 9.0, 0.0]))
+    weight = np.full((1, 3), 5.4)
+    np.testing.assert_array_equal(round_gptq(weight, np.eye(1), np.ones(3), rate=rate), [[5, 4, 5]])
+
+
+def test_columns_do_not_depend_on_each_other() -> None:
+    rng = np.random.default_rng(1)
+    weight = rng.normal(size=(40, 1100))
+    inputs = rng.normal(size=(90, 40))
+    upper = factor_inverse(inputs.T @ inputs)
+    whole = round_gptq(weight, upper, np.full(1100, 0.1))
+    some = round_gptq(weight[:, 1020:1030], upper, np.full(10, 0.1))
+    np.testing.assert_array_equal(whole[:, 1020:1030], some)

@@ -22,6 +22,10 @@ By default the form of each MatMul's input is searched by the error of the layer
 by GPTQ, so that the output changes least. Smoothing divides the input by a vector before it is quantized, and
 multiplies the weight's rows by it: in constants before it where they allow (``edgeslim.folding``), else by one ``Mul``.
 
+``target_bits``, or a budget's ``max_size`` that plain int8 exceeds, moves weights and embeddings onto coarser grids:
+still int8 for the kernels, with steps such that the entropy-coded file gets that small and the output suffers least
+(``edgeslim.allocation``, ``edgeslim.storage_grid``). Steps are chosen by gradients of the model's answer.
+
 Methods: Jacob et al. 2018, arXiv 1712.05877; Xiao et al. 2022, arXiv 2211.10438, and Yao et al. 2022, arXiv 2206.01861
 (``edgeslim.smoothing``); Frantar et al. 2022, arXiv 2210.17323 (``edgeslim.gptq``); ranges from distributions as in
 ``edgeslim.numerics``.
@@ -60,8 +64,12 @@ from edgeslim.numerics import (
 from edgeslim.observation import Observed, add_hessians, observe
 from edgeslim.session import OrtRunner, open_runner
 from edgeslim.smoothing import Smoothing, search_smoothing
+from edgeslim.storage_grid import StorageFit, StorageGoal, plain_bytes
 
 __all__ = ["QuantizeInt8"]
+
+NEARLY = 0.97
+"""A plain int8 model whose size is estimated at this share of a goal keeps it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +85,10 @@ class QuantizeInt8:
     data, symmetric fixes it at 128; ``weight`` affine gives each channel of a MatMul a zero point. A Conv stays float
     if uint8 would cost its output more than ``max_output_error`` of its energy. ``gelu``: its ``tanh`` form is faster
     and differs by 5e-4 at most; only the integer form has it.
+
+    ``target_bits`` is the mean number of bits that a weight of a MatMul or an embedding takes in the file; without it,
+    ``fit`` says whether a budget's size is a goal. ``rate_strength`` weighs saved bits against error when rounding (1
+    in theory, 0 for GPTQ alone), and ``gradient_samples`` of the calibration data say how sensitive each channel is.
     """
 
     level: ClassVar[Literal["torch", "graph"]] = "graph"
@@ -96,6 +108,10 @@ class QuantizeInt8:
     max_output_error: float = 0.01
     min_elements: int = 1024
     keep_float: tuple[str, ...] = ()
+    target_bits: float | None = None
+    fit: bool = True
+    rate_strength: float = 1.0
+    gradient_samples: int = 256
 
     def __post_init__(self) -> None:
         if not 50 < self.percentile <= 100:
@@ -104,6 +120,14 @@ class QuantizeInt8:
             raise ValueError(f"min_elements: {self.min_elements}, expected at least 1")
         if not 0 < self.max_output_error <= 1:
             raise ValueError(f"max_output_error: {self.max_output_error}, expected more than 0 and at most 1")
+        if self.target_bits is not None and not 0 < self.target_bits <= 8:
+            raise ValueError(f"target_bits: {self.target_bits}, expected more than 0 and at most 8")
+        if self.target_bits is not None and not (self.per_channel and self.weight == "symmetric"):
+            raise ValueError("target_bits with other weights, expected per_channel = true and weight = symmetric")
+        if not self.rate_strength >= 0:
+            raise ValueError(f"rate_strength: {self.rate_strength}, expected 0 or more")
+        if self.gradient_samples < 1:
+            raise ValueError(f"gradient_samples: {self.gradient_samples}, expected at least 1")
 
     def run(self, model: ir.Model, ctx: Context) -> StepResult[ir.Model]:
         """Quantizes ``model`` in place.
@@ -126,8 +150,9 @@ class QuantizeInt8:
         if folded:
             linears = list(finder.linears(model.graph, {}))
             runner = _open_probe(model, [linear.source for linear in linears], ctx.work_dir / "folded")
+        fit = self._open_fit(model, linears, tables, ctx, skipped)
         writer = Int8Writer(model.graph, integer=self._integer(ctx))
-        self._write_linears(writer, linears, sites, runner, ctx)
+        self._write_linears(writer, linears, sites, runner, ctx, fit)
         for conv in convs:
             source, output = (self._affine(seen[name].histogram) for name in (conv.source_name, conv.output.name or ""))
             write_conv(writer, conv, source, output, per_channel=self.per_channel)
@@ -151,6 +176,7 @@ class QuantizeInt8:
             "fast_gelus": float(gelus),
             "per_token_inputs": float(sum(site.per_token for site in sites.values())),
             "calibration_samples": float(sum(batch.rows for batch in ctx.calibration)),
+            **({} if fit is None else fit.apply(model)),
         }
         return StepResult(
             model=model, changed=len(linears) + len(convs) + len(tables), skipped=skipped, metrics=metrics
@@ -240,10 +266,16 @@ class QuantizeInt8:
         return sites
 
     def _write_linears(
-        self, writer: Int8Writer, linears: list[Linear], sites: Mapping[str, Smoothing], runner: Runner, ctx: Context
+        self,
+        writer: Int8Writer,
+        linears: list[Linear],
+        sites: Mapping[str, Smoothing],
+        runner: Runner,
+        ctx: Context,
+        fit: StorageFit | None,
     ) -> None:
         hessians: dict[str, npt.NDArray[np.float64]] = {}
-        if self.rounding == "gptq" and self.weight == "symmetric":
+        if (self.rounding == "gptq" and self.weight == "symmetric") or fit is not None:
             hessians = add_hessians(runner, sites, ctx.calibration, progress=ctx.progress)
         order = {name: index for index, name in enumerate(sites)}
         factor: npt.NDArray[np.float64] | None = None
@@ -253,7 +285,24 @@ class QuantizeInt8:
             name = linear.source_name
             if name in hessians:  # the first of those that share this input
                 factor = factor_inverse(hessians.pop(name))
-            writer.write_linear(linear, self._round(linear, sites[name], factor), sites[name])
+            if fit is not None and factor is not None:
+                fit.add_linear(linear, _smoothed(linear, sites[name]), factor)
+            rounded = self._round(linear, sites[name], factor if self.rounding == "gptq" else None)
+            writer.write_linear(linear, rounded, sites[name])
+
+    def _open_fit(
+        self, model: ir.Model, linears: Sequence[Linear], tables: Sequence[Table], ctx: Context, skipped: dict[str, str]
+    ) -> StorageFit | None:
+        """What will move weights onto coarser grids, where the recipe or the budget asks for that."""
+        goal = StorageGoal(bits=self.target_bits)
+        if self.target_bits is None:
+            able = self.fit and self.per_channel and self.weight == "symmetric" and (linears or tables)
+            if ctx.goal_bytes is None or not able or plain_bytes(model, linears, tables) <= NEARLY * ctx.goal_bytes:
+                return None
+            goal = StorageGoal(bytes=ctx.goal_bytes)
+        fit = StorageFit(goal, ctx, strength=self.rate_strength, samples=self.gradient_samples)
+        fit.measure(model, linears, tables, skipped)
+        return fit
 
     def _scale(self, _item: Linear | Table, _weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
         """The step of each output channel or row of a weight (smoothed, if it is); None: what just clips nothing."""
@@ -261,7 +310,7 @@ class QuantizeInt8:
 
     def _round(self, linear: Linear, site: Smoothing, factor: npt.NDArray[np.float64] | None) -> QuantizedWeight:
         """The int8 weight of ``linear``: its scale, then its rounding."""
-        moved = linear.weight if site.scale is None else linear.weight * site.scale[:, None]
+        moved = _smoothed(linear, site)
         axis = 1 if self.per_channel else None
         weight = quantize_weight(
             moved, axis=axis, symmetric=self.weight == "symmetric", scale=self._scale(linear, moved)
@@ -269,6 +318,11 @@ class QuantizeInt8:
         if factor is None:
             return weight
         return replace(weight, values=round_gptq(moved, factor, np.broadcast_to(weight.scale, moved.shape[1:])))
+
+
+def _smoothed(linear: Linear, site: Smoothing) -> npt.NDArray[np.float32]:
+    """The weight that takes the smoothed input."""
+    return linear.weight if site.scale is None else linear.weight * site.scale[:, None]
 
 
 def _plan_fold(group: Sequence[Linear]) -> Fold | None:
