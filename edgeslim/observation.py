@@ -21,6 +21,7 @@ from edgeslim.smoothing import Smoothing, round_input
 __all__ = ["Observed", "add_hessians", "observe"]
 
 ROWS = 512
+SUMMED_ROWS = 1024
 
 
 @dataclass(kw_only=True)
@@ -119,7 +120,7 @@ def add_hessians(
         for name, site in sites.items():
             flat = np.asarray(values[name], np.float32).reshape(-1, values[name].shape[-1])
             waiting[name].append(round_input(flat, site))
-            if sum(map(len, waiting[name])) >= ROWS:
+            if sum(map(len, waiting[name])) >= SUMMED_ROWS:
                 add(name)
     for name in sites:
         if waiting[name]:

@@ -33,6 +33,8 @@ FloatArray = npt.NDArray[np.float32]
 STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 COARSE_CLIPS = (1.0, 0.7, 0.4)
+COARSE_STRIDE = 3
+"""The strength is found on every third row."""
 WORTH_IT = 0.8
 """Smoothing has to bring the squared error below this share of the best without it, where it isn't free."""
 TOKEN_WORTH_IT = 0.5
@@ -109,7 +111,8 @@ def search_smoothing(
         return search.best_token(low)
     best = search.best_static(0.0, CLIPS)
     if allowed:
-        coarse = min((search.best_static(strength, COARSE_CLIPS) for strength in STRENGTHS), key=_error)
+        sample = _Search(inputs[::COARSE_STRIDE], search.weight, search.inputs_max, symmetric=symmetric)
+        coarse = min((sample.best_static(strength, COARSE_CLIPS) for strength in STRENGTHS), key=_error)
         smoothed = search.best_static(coarse.strength, CLIPS)
         if smoothed.error < (1.0 if free else WORTH_IT) * best.error:
             best = smoothed

@@ -61,6 +61,7 @@ LAYERS = {
     "int8_convs": 2,
     "folding": 2,
     "gelu": 2,
+    "reshapes": 2,
     "int8_forms": 2,
     "int8_sites": 2,
     "block_choice": 2,

@@ -62,6 +62,7 @@ from edgeslim.numerics import (
     quantize_weight,
 )
 from edgeslim.observation import Observed, add_hessians, observe
+from edgeslim.reshapes import settle_reshapes
 from edgeslim.session import OrtRunner, open_runner
 from edgeslim.smoothing import Smoothing, search_smoothing
 from edgeslim.storage_grid import StorageFit, StorageGoal, plain_bytes
@@ -143,6 +144,7 @@ class QuantizeInt8:
             skipped |= {conv.name: "kept float by the recipe" for conv in convs}
             convs = []
         tables = list(finder.tables(model.graph, skipped)) if self.embeddings else []
+        reshapes = settle_reshapes(model) if linears else 0
         seen, runner = self._observe(model, linears, convs, ctx)
         convs = self._leave_lossy(convs, seen, skipped)
         sites = self._choose_sites(linears, convs, seen, ctx)
@@ -174,6 +176,7 @@ class QuantizeInt8:
             "smoothed_inputs": float(smoothed),
             "folded_smoothings": float(folded),
             "fast_gelus": float(gelus),
+            "settled_reshapes": float(reshapes),
             "per_token_inputs": float(sum(site.per_token for site in sites.values())),
             "calibration_samples": float(sum(batch.rows for batch in ctx.calibration)),
             **({} if fit is None else fit.apply(model)),
