@@ -1,0 +1,159 @@
+"""Low rank: a linear layer's matrix becomes two thin ones, and one MatMul becomes two.
+
+``method`` says what the decomposition minimizes: the weights (``plain``), the layer's output on calibration data
+(``activation``: SVD-LLM, Wang et al. 2024, arXiv 2403.07378), the weights by their Fisher information (``fisher``:
+FWSVD, Hsu et al. 2022, arXiv 2207.00112), or the loss to second order (``both``: inputs' and output gradients' second
+moments, as K-FAC has it). See ``edgeslim.factorization``.
+
+Ranks come from one budget for all layers: ``keep`` of the linears' parameters, or ``max_error``, the share of squared
+error; a layer that pays less for its size than others stays dense. A layer is only divided where two factors are
+smaller than one matrix. Both are ordinary MatMuls, which the stages after this one quantize.
+
+Layout: weight [in, out] = left [in, rank] @ right [rank, out]; a Gemm's bias becomes an Add after the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from edgeslim.core import Context, StepResult
+from edgeslim.errors import BadInputError
+from edgeslim.factorization import Spectrum, allocate_ranks, ranks_for_error, whitened_svd
+from edgeslim.graph_weights import Weight, find_weights, node_name
+from edgeslim.layer_inputs import input_moments, moment_key
+
+__all__ = ["LowRank"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank:
+    """``keep`` is the share of the linears' parameters that may stay, unless ``max_error`` (0 for none) is given.
+
+    Ranks are multiples of ``multiple``, which kernels like. ``keep_dense`` are patterns of names of layers or weights
+    (``*`` allowed) that stay whole.
+    """
+
+    level: ClassVar[Literal["torch", "graph"]] = "graph"
+
+    method: Literal["plain", "activation"] = "activation"
+    keep: float = 0.9
+    max_error: float = 0.0
+    multiple: int = 8
+    min_elements: int = 16384
+    keep_dense: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep < 1:
+            raise ValueError(f"keep: {self.keep}, expected more than 0 and less than 1")
+        if not 0 <= self.max_error < 1:
+            raise ValueError(f"max_error: {self.max_error}, expected 0 (none) to less than 1")
+        if self.multiple < 1:
+            raise ValueError(f"multiple: {self.multiple}, expected at least 1")
+        if self.min_elements < 1:
+            raise ValueError(f"min_elements: {self.min_elements}, expected at least 1")
+
+    def run(self, model: ir.Model, ctx: Context) -> StepResult[ir.Model]:
+        """Divides layers of ``model`` in place.
+
+        Raises:
+            BadInputError: ``keep`` can't be reached, or there is nothing to calibrate with.
+        """
+        skipped: dict[str, str] = {}
+        weights = self._weights(model, skipped)
+        spectra = self._decompose(model, weights, ctx)
+        try:
+            ranks = self._ranks(spectra)
+        except ValueError as error:
+            raise BadInputError("low_rank", str(error), expected="a larger keep, or a smaller multiple") from error
+        before = after = 0
+        divided = 0
+        for weight, spectrum, rank in zip(weights, spectra, ranks, strict=True):
+            before += spectrum.dense_size
+            if rank is None:
+                skipped[weight.name] = "dividing it would cost more error for its size than dividing the others"
+                after += spectrum.dense_size
+            else:
+                _divide(model.graph, weight, spectrum, rank)
+                after += rank * sum(spectrum.shape)
+                divided += 1
+        passes.RemoveUnusedNodesPass()(model)
+        metrics = {"linears_parameters": float(before), "kept": after / before if before else 1.0}
+        used = [float(rank) for rank in ranks if rank is not None]
+        if used:
+            metrics |= {"rank_min": min(used), "rank_max": max(used)}
+        return StepResult(model=model, changed=divided, skipped=skipped, metrics=metrics)
+
+    def _weights(self, model: ir.Model, skipped: dict[str, str]) -> list[Weight]:
+        found = find_weights(
+            model, skipped, kinds=("MatMul", "Gemm"), min_elements=self.min_elements, keep=self.keep_dense
+        )
+        weights = []
+        for weight in found:
+            reason = weight.obstacle_to_matrix()
+            rows, columns = weight.matrix().shape[-2:]
+            if not reason and self.multiple * (rows + columns) >= rows * columns:
+                reason = f"two factors of rank {self.multiple} are no smaller than its {rows} × {columns}"
+            if reason:
+                skipped[weight.name] = reason
+            else:
+                weights.append(weight)
+        return weights
+
+    def _decompose(self, model: ir.Model, weights: Sequence[Weight], ctx: Context) -> list[Spectrum]:
+        moments: dict[str, npt.NDArray[np.float64]] = {}
+        if self.method == "activation" and weights:
+            moments = input_moments(model, weights, ctx)
+        spectra = []
+        for weight in ctx.progress.track(weights, "decomposing", len(weights)):
+            spectrum = whitened_svd(weight.matrix(), moments.get(moment_key(weight)))
+            power = float(np.sqrt(np.square(spectrum.values).sum())) or 1.0  # layers compete by relative error
+            spectra.append(
+                Spectrum(
+                    values=spectrum.values / power, left=spectrum.left * power**0.5, right=spectrum.right * power**0.5
+                )
+            )
+        return spectra
+
+    def _ranks(self, spectra: Sequence[Spectrum]) -> list[int | None]:
+        if not spectra:
+            return []
+        if self.max_error:
+            return ranks_for_error(spectra, self.max_error, multiple=self.multiple)
+        return allocate_ranks(spectra, self.keep, multiple=self.multiple)
+
+
+def _divide(graph: ir.Graph, weight: Weight, spectrum: Spectrum, rank: int) -> None:
+    """Two MatMuls in the place of each node that uses ``weight``."""
+    left, right = (
+        graph_constant(graph, f"{weight.name}.{side}", array)
+        for side, array in zip(("left", "right"), spectrum.factors(rank), strict=True)
+    )
+    for use in weight.uses:
+        node, name = use.node, node_name(use.node)
+        inner = ir.node("MatMul", [node.inputs[0], left], name=f"{name}.left")
+        outer = ir.node("MatMul", [inner.outputs[0], right], name=f"{name}.right")
+        nodes = [inner, outer]
+        if use.kind == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
+            nodes.append(ir.node("Add", [outer.outputs[0], node.inputs[2]], name=f"{name}.bias"))
+        output, result = node.outputs[0], nodes[-1].outputs[0]
+        result.type, result.shape, kept = output.type, output.shape, output.name
+        ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, [output], [result])
+        result.name = kept
+
+
+def graph_constant(graph: ir.Graph, name: str, array: npt.NDArray[np.float32]) -> ir.Value:
+    """A new initializer; a number is added to a ``name`` that is taken."""
+    free, count = name, 1
+    while free in graph.initializers:
+        count += 1
+        free = f"{name}.{count}"
+    value = ir.val(free, const_value=ir.tensor(np.ascontiguousarray(array), name=free))
+    graph.register_initializer(value)
+    return value
