@@ -2,8 +2,8 @@
 
 Lloyd's algorithm on sorted values, where a cluster is an interval and its mean a difference of prefix sums: a pass
 costs k binary searches. It starts once from equally spaced values, which Han et al. (2015, arXiv 1510.00149) found best
-since large weights are few and matter, and once from quantiles; the one with less squared error wins. ``importance`` (the
-Fisher information of each weight) makes it minimize the loss to second order instead (Choi et al. 2016, arXiv
+since large weights are few and matter, and once from quantiles; the one with less squared error wins. ``importance``
+(the Fisher information of each weight) makes it minimize the loss to second order instead (Choi et al. 2016, arXiv
 1612.01543). With ``keep_zero`` zero is a value of the codebook by itself: exact zeros, pruned weights, stay zero, and
 no other weight becomes zero.
 """

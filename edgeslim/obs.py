@@ -33,8 +33,8 @@ Array = npt.NDArray[np.float64]
 def obs_scores(weight: npt.NDArray[Any], upper: Array, output_weights: npt.NDArray[Any] | None = None) -> Array:
     """What the removal of each weight alone costs, in squared error of the output: w² / [H⁻¹]_jj, float64 [in, out]."""
     spread = np.square(upper).sum(axis=0)  # the diagonal of UᵀU
-    scores = np.square(np.asarray(weight, np.float64)) / spread[:, None]
-    return scores if output_weights is None else scores * np.asarray(output_weights, np.float64)
+    scores: Array = np.square(np.asarray(weight, np.float64)) / spread[:, None]
+    return scores if output_weights is None else np.asarray(scores * output_weights, np.float64)
 
 
 def prune_obs(
