@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from edgeslim.masks import Masks, apply_masks, mask_gradients
@@ -13,6 +14,9 @@ __all__ = ["Hook", "KeepMasks"]
 
 class Hook:
     """Does nothing; a subclass overrides what it needs. Steps count from 0, ``total`` is the last one plus 1."""
+
+    def begin(self, optimizer: torch.optim.Optimizer) -> None:
+        """Before the first step."""
 
     def before_update(self, module: nn.Module) -> None:
         """After the gradients of a step are known, before the optimizer uses them."""

@@ -37,6 +37,7 @@ __all__ = [
     "hidden_loss",
     "pool",
     "soft_label_loss",
+    "usual_weights",
 ]
 
 Labels = Tensor | None
@@ -67,6 +68,14 @@ class DistillationWeights:
     embeddings: float = 0.0
     hidden: float = 0.0
     attention: float = 0.0
+
+
+def usual_weights(manifest: Mapping[str, object], *, layered: bool) -> DistillationWeights:
+    """What a recipe without weights gets: soft labels of a classifier, else embeddings; hidden states if there are."""
+    hidden = 1.0 if layered else 0.0
+    if "labels" in manifest:
+        return DistillationWeights(soft=1.0, hidden=hidden)
+    return DistillationWeights(embeddings=1.0, hidden=hidden)
 
 
 class DistillationLoss(nn.Module):

@@ -144,6 +144,8 @@ def train(
         progress, best = _restore(tensors, facts, objective, optimizer, names, hooks)
     resumed = progress.step
     prepared = accelerator.prepare_model(objective)
+    for hook in hooks:
+        hook.begin(optimizer)
     accelerator.wait_for_everyone()
     _set_mode(objective, dropout=options.dropout)
     for step in ctx.progress.track(range(resumed, total), "training", total - resumed):
@@ -219,12 +221,15 @@ def collate(batches: Sequence[Batch], padding: Mapping[str, int]) -> tuple[dict[
 
 
 def _make_optimizer(objective: nn.Module, options: LoopOptions) -> torch.optim.Optimizer:
-    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [item for item in trained if item.dim() > 1], "weight_decay": options.weight_decay},
-        {"params": [item for item in trained if item.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=options.learning_rate)
+    """AdamW; an objective's ``rates`` say which of its parameters learn faster, and they have no weight decay."""
+    rates: Mapping[str, float] = getattr(objective, "rates", {})
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in objective.named_parameters():
+        if parameter.requires_grad:
+            decay = 0.0 if name in rates or parameter.dim() <= 1 else options.weight_decay
+            groups.setdefault((rates.get(name, 1.0), decay), []).append(parameter)
+    tables = [{"params": found, "weight_decay": decay, "rate": rate} for (rate, decay), found in groups.items()]
+    return torch.optim.AdamW(tables, lr=options.learning_rate)
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, options: LoopOptions, step: int, total: int) -> float:
@@ -238,7 +243,7 @@ def _set_rate(optimizer: torch.optim.Optimizer, options: LoopOptions, step: int,
     else:
         share = 0.5 * (1 - math.cos(math.pi * min(1.0, left))) if options.schedule == "cosine" else 1.0
     for group in optimizer.param_groups:
-        group["lr"] = options.learning_rate * share
+        group["lr"] = options.learning_rate * share * group["rate"]
     return options.learning_rate * share
 
 

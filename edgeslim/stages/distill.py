@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 from edgeslim.core import Context, StepResult
 from edgeslim.errors import BadInputError
 from edgeslim.gradual_pruning import PruningOptions
-from edgeslim.objectives import DistillationLoss, DistillationWeights
+from edgeslim.objectives import DistillationLoss, DistillationWeights, usual_weights
 from edgeslim.simulation import SimulationOptions, simulate_quantization
 from edgeslim.student import choose_layers, count_layers, shrink
 from edgeslim.torch_model import TorchModel
@@ -95,8 +95,7 @@ class Distill(LoopOptions, PruningOptions, SimulationOptions):
         names = ("soft", "logits", "labels", "embeddings", "hidden", "attention")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if not given:
-            classifies = "labels" in ctx.task.manifest()
-            given = {"soft" if classifies else "embeddings": 1.0, "hidden": 1.0 if layered else 0.0}
+            return replace(usual_weights(ctx.task.manifest(), layered=layered), temperature=self.temperature)
         if (given.get("hidden") or given.get("attention")) and not layered:
             raise BadInputError(
                 "recipe: distill",
