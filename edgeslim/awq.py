@@ -40,26 +40,30 @@ class Scaling:
     plain_error: float
 
 
-def scaling_vector(hessian: npt.NDArray[np.float64], strength: float) -> npt.NDArray[np.float32]:
-    """s, with a geometric mean of 1 over channels that are ever used; the others get 1."""
-    size = np.sqrt(np.diag(hessian))
+def scaling_vector(size: npt.NDArray[Any], strength: float) -> npt.NDArray[np.float32]:
+    """The vector s for channels of ``size`` [width]; geometric mean 1 over those that are used; others get 1."""
+    size = np.asarray(size, np.float64)
     used = size > 0
     scale = np.ones_like(size)
     scale[used] = size[used] ** strength
     if used.any():
         scale[used] /= np.exp(np.log(scale[used]).mean())
-    return np.clip(scale, 1 / LIMIT, LIMIT).astype(np.float32)
+    return np.asarray(np.clip(scale, 1 / LIMIT, LIMIT), np.float32)
 
 
 def search_scaling(
     weights: Sequence[npt.NDArray[Any]],
     hessian: npt.NDArray[np.float64],
+    size: npt.NDArray[Any],
     *,
     bits: int,
     block_size: int,
     symmetric: bool,
 ) -> Scaling:
-    """The strength with the least output error over all ``weights`` that share the inputs; 0 is none."""
+    """The strength with the least output error over all ``weights`` that share the inputs; 0 is none.
+
+    ``size`` [width] is that of each channel of the inputs, and ``hessian`` what an error costs.
+    """
 
     def lost(scale: npt.NDArray[np.float32]) -> float:
         total = 0.0
@@ -72,7 +76,7 @@ def search_scaling(
     best = Scaling(scale=ones, strength=0.0, error=lost(ones), plain_error=0.0)
     plain = best.error
     for strength in STRENGTHS:
-        scale = scaling_vector(hessian, strength)
+        scale = scaling_vector(size, strength)
         error = lost(scale)
         if error < best.error:
             best = Scaling(scale=scale, strength=strength, error=error, plain_error=plain)

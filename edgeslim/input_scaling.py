@@ -18,6 +18,7 @@ from edgeslim.awq import search_scaling
 from edgeslim.block_sites import Matrix
 from edgeslim.core import Progress
 from edgeslim.folding import Fold, plan_fold
+from edgeslim.moments import Moments
 
 __all__ = ["Scaled", "scale_inputs"]
 
@@ -25,14 +26,12 @@ WORTH_A_FOLD = 0.98
 WORTH_A_MUL = 0.85
 """The output error that scaling may leave, as a share of that without."""
 
-Moments = Mapping[str, npt.NDArray[np.float64]]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Scaled:
     """The second moments of the inputs by name as they are now, and how many inputs were scaled in which way."""
 
-    moments: Moments
+    moments: Mapping[str, Moments]
     folded: int
     multiplied: int
 
@@ -40,7 +39,7 @@ class Scaled:
 def scale_inputs(
     graph: ir.Graph,
     matrices: Sequence[Matrix],
-    moments: Moments,
+    moments: Mapping[str, Moments],
     *,
     bits: int,
     block_size: int,
@@ -61,15 +60,20 @@ def scale_inputs(
         linears = [linear for matrix in group for linear in matrix.linears]
         if any(matrix.tied for matrix in group) or any(linear.source_name != name for linear in linears):
             continue
-        hessian = moments[name]
+        second = moments[name].second
         best = search_scaling(
-            [matrix.weight for matrix in group], hessian, bits=bits, block_size=block_size, symmetric=symmetric
+            [matrix.weight for matrix in group],
+            moments[name].centered(),
+            np.sqrt(np.diag(second)),
+            bits=bits,
+            block_size=block_size,
+            symmetric=symmetric,
         )
         source, users = linears[0].source, [linear.nodes[0] for linear in linears]
-        fold = plan_fold(source, users, len(hessian))
+        fold = plan_fold(source, users, len(second))
         if best.error >= best.plain_error * (WORTH_A_MUL if fold is None else WORTH_A_FOLD):
             continue
-        scaled = hessian / np.outer(best.scale, best.scale)
+        scaled = moments[name].divided(best.scale)
         if fold is None:
             found[_multiply(graph, source, users, best.scale)] = scaled
             multiplied += 1

@@ -121,7 +121,7 @@ def test_zeros_and_scales_out_of_range() -> None:
     assert (made.grid.scale == 1).all()
     assert round_scale(np.array([0.0, np.nan, np.inf, 1e-44])).tolist() == [1, 1, 1, 1]
     kept = round_scale(RNG.normal(size=1000))
-    assert (kept.view(np.uint32) & 0x1FFF == 0).all(), "13 bits of 24 are zero"
+    assert (kept.view(np.uint32) & 0xFFFF == 0).all(), "16 bits of 32 are zero"
     affine = fit_blocks(np.ones((1, 16), np.float32), bits=4, block_size=16, symmetric=False)
     assert isinstance(affine, BlockGrid)
-    np.testing.assert_allclose(affine.round(np.ones((1, 16), np.float32)).dequantize(), 1, rtol=1e-3)
+    np.testing.assert_allclose(affine.round(np.ones((1, 16), np.float32)).dequantize(), 1, rtol=4e-3)

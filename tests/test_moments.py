@@ -24,8 +24,13 @@ def test_equals_numpy_whatever_the_lengths() -> None:
     batches = [Batch(feed={"x": sample}, rows=1) for sample in samples]
     found = collect_moments(lambda feed: {"y": 2 * feed["x"]}, ["x", "y"], batches, progress=Quiet())
     rows = np.concatenate([sample[0] for sample in samples]).astype(np.float64)
-    np.testing.assert_allclose(found["x"], rows.T @ rows, rtol=1e-5, atol=1e-2)
-    np.testing.assert_allclose(found["y"], 4 * found["x"], rtol=1e-6)
+    x, y = found["x"], found["y"]
+    np.testing.assert_allclose(x.second, rows.T @ rows, rtol=1e-5, atol=1e-2)
+    np.testing.assert_allclose(x.mean, rows.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(x.centered() / (len(rows) - 1), np.cov(rows.T), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(y.second, 4 * x.second, rtol=1e-6)
+    assert x.count == len(rows)
+    np.testing.assert_allclose(y.divided(np.full(8, 2.0)).centered(), x.centered(), rtol=1e-6)
 
 
 def test_bad_calibration() -> None:

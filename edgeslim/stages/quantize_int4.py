@@ -11,6 +11,9 @@ levels moved by coordinate descent, Behdin et al. 2023, arXiv 2309.01885); ``awq
 (``edgeslim.awq``: Lin et al. 2023, arXiv 2306.00978), ``awq_gptq`` by GPTQ after it; ``hqq`` by a norm that forgives
 outliers, without data (``edgeslim.hqq``: Badri & Shaji 2023). Tables are rounded to nearest, or by ``hqq``.
 
+Where data is read, layers' biases take up what rounding does to their mean outputs, so that only what varies about the
+mean counts as error; a layer without a bias gets one.
+
 With ``max_bytes`` or ``target_bits`` the bits and block sizes are chosen for each matrix (``edgeslim.block_choice``):
 those that change the model's output least, as measured on calibration samples, within that many bytes.
 """
@@ -18,7 +21,7 @@ those that change the model's output least, as measured on calibration samples, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -37,12 +40,13 @@ from edgeslim.graph import raise_opset
 from edgeslim.hqq import round_hqq
 from edgeslim.input_scaling import Scaled, scale_inputs
 from edgeslim.int8_forms import MICROSOFT
-from edgeslim.moments import collect_moments
+from edgeslim.moments import Moments, collect_moments
 from edgeslim.weight_probe import WeightProbe
 
 __all__ = ["QuantizeInt4"]
 
 Hessians = Mapping[str, npt.NDArray[np.float64]]
+MomentsByName = Mapping[str, Moments]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +133,8 @@ class QuantizeInt4:
             raise_opset(model, QDQ_OPSET)
         writer = BlockWriter(model.graph, qdq=self.form == "qdq", level=self._levels(ctx))
         for matrix in matrices:
-            writer.write(matrix, rounded[matrix.name])
+            made = rounded[matrix.name]
+            writer.write(_correct_biases(matrix, made, scaled.moments) if moments else matrix, made)
         if matrices:
             model.graph.opset_imports.setdefault(MICROSOFT, 1)
         passes.RemoveUnusedNodesPass()(model)
@@ -173,8 +178,8 @@ class QuantizeInt4:
         machine = ctx.target.machine
         return {bits: accuracy_level(machine.isa, machine.features, bits) for bits in (4, 8)}
 
-    def _moments(self, model: ir.Model, matrices: Sequence[Matrix], ctx: Context) -> dict[str, npt.NDArray[np.float64]]:
-        """The second moments of the linear layers' inputs by name, where the algorithm or the choice takes them."""
+    def _moments(self, model: ir.Model, matrices: Sequence[Matrix], ctx: Context) -> dict[str, Moments]:
+        """The moments of the linear layers' inputs by name, where the algorithm or the choice takes them."""
         names = list(dict.fromkeys(linear.source_name for matrix in matrices for linear in matrix.linears))
         if not names or (self.algorithm in ("rtn", "hqq") and not self._mixed):
             return {}
@@ -244,7 +249,17 @@ class QuantizeInt4:
         }
 
 
-def _sum(moments: Hessians, matrix: Matrix) -> npt.NDArray[np.float64]:
-    """The second moments of all inputs that a matrix meets."""
-    parts = [moments[linear.source_name] for linear in matrix.linears]
+def _sum(moments: MomentsByName, matrix: Matrix) -> npt.NDArray[np.float64]:
+    """The centred second moments of all inputs that a matrix meets."""
+    parts = [moments[linear.source_name].centered() for linear in matrix.linears]
     return parts[0] if len(parts) == 1 else np.asarray(np.sum(parts, axis=0))
+
+
+def _correct_biases(matrix: Matrix, made: BlockWeight, moments: MomentsByName) -> Matrix:
+    """``matrix`` with its layers' biases moved by what rounding does to their mean outputs."""
+    lost = matrix.weight.astype(np.float64) - made.dequantize()
+    linears = []
+    for linear in matrix.linears:
+        bias = lost @ moments[linear.source_name].mean + (0 if linear.bias is None else linear.bias)
+        linears.append(replace(linear, bias=bias.astype(np.float32)))
+    return replace(matrix, linears=tuple(linears))

@@ -175,6 +175,17 @@ def test_gptq_brings_the_output_nearer(linear: Path, tmp_path: Path) -> None:
     assert errors["gptq"] < 0.5 * errors["rtn"] < 0.01
 
 
+def test_biases_take_up_the_mean_error(tmp_path: Path) -> None:
+    """Inputs far from zero, and a layer without a bias: it gets one, and the mean output stays."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="linear")]
+    path = make_model(tmp_path / "plain.onnx", nodes, [value("x", TensorProto.FLOAT, "b", "n", 64)], w=WEIGHT)
+    samples = [sample + np.float32(5) * np.cos(np.arange(64, dtype=np.float32)) for sample in SAMPLES]
+    _, made = quantize(path, tmp_path / "work", [{"x": sample} for sample in samples], **FLOAT)
+    runner = open_runner(made)
+    lost = np.concatenate([runner({"x": sample})["y"][0] - sample[0] @ WEIGHT for sample in samples])
+    assert np.abs(lost.mean(axis=0)).max() < 0.02 * lost.std()
+
+
 def test_scaling_and_hqq_through_the_stage(linear: Path, tmp_path: Path) -> None:
     """Some channels forty times larger than others: scaling pays, with GPTQ behind it more than without."""
     samples = [sample * np.where(np.arange(64) % 16 == 5, 40, 1).astype(np.float32) for sample in SAMPLES]
