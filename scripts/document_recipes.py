@@ -33,6 +33,16 @@ method = "percentile"
 percentile = 99.9
 ```
 
+Another one, for weights of 4 and 8 bits within a number of bytes, as a file that any build can take:
+
+```toml
+# int4.toml: edgeslim build MODEL --target android-arm64 --data texts.txt --recipe int4.toml
+[[steps]]
+use = "quantize_int4"
+max_bytes = 13_400_000
+weight = "affine"
+```
+
 `use` names a stage; the other keys are its settings. An unknown key or a value of the wrong type is an error that names
 the nearest known one.
 """
