@@ -100,7 +100,10 @@ def run_build(
         extras = _extras(source, recording if recorded else None)
         if plan.budget.max_size_bytes is not None:
             other = _other_bytes(source, task, reference, extras, samples, plan, work)
-            context = replace(context, goal_bytes=max(0, plan.budget.max_size_bytes - other))
+            if (
+                plan.budget.max_size_bytes > other
+            ):  # else no model is small enough, and the check of the package says so
+                context = replace(context, goal_bytes=plan.budget.max_size_bytes - other)
         compressed = run_stages(exported, plan, context, steps, cache)
         encoded = _encode(compressed, steps)
         packed = _package(source, task, compressed, encoded, extras, samples, plan, steps)

@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from edgeslim import codec
 from edgeslim.allocation import GridTensor, find_delta, predict_bytes
+from edgeslim.answer_gradients import Sensitivity, measure_sensitivity, row_frequencies
 from edgeslim.core import Context, Progress
 from edgeslim.errors import BadInputError, BudgetError
 from edgeslim.gptq import factor_inverse
@@ -28,7 +29,6 @@ from edgeslim.int8_forms import Linear, Table
 from edgeslim.numerics import quantize_weight
 from edgeslim.packaging.archive import deflated_bytes
 from edgeslim.rate import coded_bytes
-from edgeslim.answer_gradients import Sensitivity, measure_sensitivity, row_frequencies
 from edgeslim.torch_graph import TorchGraph
 
 __all__ = ["StorageFit", "StorageGoal", "encode_weights", "fit_storage", "packed_size", "plain_bytes"]

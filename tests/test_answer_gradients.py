@@ -11,10 +11,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeslim.answer_gradients import measure_sensitivity, row_frequencies, task_objective
 from edgeslim.core import Batch, Quiet
 from edgeslim.graph import load_graph
 from edgeslim.metrics import l2_normalize, mean_pool
-from edgeslim.answer_gradients import measure_sensitivity, row_frequencies, task_objective
 from edgeslim.task import FeatureExtraction, TextClassification
 from edgeslim.torch_graph import TorchGraph
 

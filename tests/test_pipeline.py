@@ -22,7 +22,7 @@ import edgeslim
 from edgeslim import codec, export
 from edgeslim.checks import latency
 from edgeslim.core import Finding, Quiet, Report
-from edgeslim.errors import BadInputError, CheckError, EdgeslimError, MissingToolError, UsageError
+from edgeslim.errors import BadInputError, BudgetError, CheckError, EdgeslimError, MissingToolError, UsageError
 from edgeslim.session import open_runner
 
 BOARD = """\
@@ -539,6 +539,26 @@ def test_a_missed_budget_leaves_everything_as_it_was(project: Path, budget: str,
 def test_a_missed_budget_leaves_no_new_folder(build: Build, mlp_onnx: Path, mlp_samples: Path) -> None:
     built = build(mlp_onnx, data=mlp_samples, max_size="1kB")
     assert built.finding("package_bytes").verdict == "fail"
+
+
+# A size as a goal
+
+
+def test_a_budget_that_plain_int8_exceeds_is_met(build: Build, tiny_bert: Path, text_files: Any, failing: Path) -> None:
+    plain = build(tiny_bert, data=text_files.txt)
+    weights, package = len(plain.contents()["weights.esz"]), plain.package.stat().st_size
+    limit = package - weights // 4
+    built = build(tiny_bert, data=text_files.txt, max_size=f"{limit}B", max_drop=0.5)
+    assert 0.95 * limit < built.package.stat().st_size <= limit
+    steps = {step.name: step.metrics for step in built.report.steps}
+    assert steps["quantize_int8"]["storage_bits"] < 8
+    assert steps["quantize_int8"]["packed_bytes"] == steps["encode"]["packed_bytes"]
+    assert built.finding("drop").value < 0.05
+    with pytest.raises(BudgetError, match=r"at least [\d,]+ bytes \(1.25 bits a weight\)"):
+        edgeslim.build(
+            str(tiny_bert), target="android-arm64", data=str(text_files.txt), max_size=f"{package - weights + 900}B"
+        )
+    assert not list(failing.iterdir())
 
 
 # What stops a build
