@@ -26,20 +26,25 @@ SUMMED_ROWS = 1024
 
 @dataclass(kw_only=True)
 class Observed:
-    """One tensor: ``maximum`` is max|X_j|, float32 [channels]; ``rows`` hold sampled rows, float32 [n, channels].
+    """One tensor: ``low`` and ``high`` are its channels' extremes, float32 [channels], ``None`` before any data.
 
-    ``lowest`` is its least value, or 0.
+    ``rows`` hold sampled rows, float32 [n, channels].
     """
 
     histogram: Histogram = field(default_factory=Histogram)
-    maximum: npt.NDArray[np.float32] | None = None
-    lowest: float = 0.0
+    low: npt.NDArray[np.float32] | None = None
+    high: npt.NDArray[np.float32] | None = None
     chosen: list[npt.NDArray[np.float32]] = field(default_factory=list)
 
     @property
     def rows(self) -> npt.NDArray[np.float32]:
         """The sampled rows, at most 512 and one a batch."""
         return np.concatenate(self.chosen)
+
+    @property
+    def maximum(self) -> npt.NDArray[np.float32] | None:
+        """max|X_j|, float32 [channels]."""
+        return None if self.low is None or self.high is None else np.maximum(-self.low, self.high)
 
     def add_rows(self, values: npt.NDArray[Any], count: int, random: np.random.Generator) -> None:
         """Adds a tensor whose last axis is the channels, of which ``count`` rows are kept.
@@ -50,11 +55,11 @@ class Observed:
         flat = np.asarray(values, np.float32).reshape(-1, values.shape[-1])
         if not len(flat):
             return
-        peak = np.abs(flat).max(axis=0)
-        if not np.isfinite(peak).all():
+        low, high = flat.min(axis=0), flat.max(axis=0)
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise ValueError("a NaN or infinite value")
-        self.lowest = min(self.lowest, float(flat.min()))
-        self.maximum = peak if self.maximum is None else np.maximum(self.maximum, peak)
+        self.low = low if self.low is None else np.minimum(self.low, low)
+        self.high = high if self.high is None else np.maximum(self.high, high)
         if count or not self.chosen:
             self.chosen.append(flat[random.permutation(len(flat))[:count]])
 

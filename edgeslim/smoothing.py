@@ -35,10 +35,14 @@ CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 COARSE_CLIPS = (1.0, 0.7, 0.4)
 COARSE_STRIDE = 3
 """The strength is found on every third row."""
+NEARLY_BEST = 1.1
+"""A range counts as good as the best up to this error: sampled rows seldom hold what the widest ranges are for."""
 WORTH_IT = 0.8
 """Smoothing has to bring the squared error below this share of the best without it, where it isn't free."""
 TOKEN_WORTH_IT = 0.5
 """A scale a token, which costs more, below this share of the best static one."""
+HARMLESS = 5e-4
+"""The relative error of a layer's output below which a static scale will do."""
 MIDDLE = 128
 LOW_ZERO_POINTS = (64, 32, 24, 16, 8)
 LEAST_PEAK = 1e-6
@@ -98,27 +102,28 @@ def search_smoothing(
     allowed: bool = True,
     free: bool = False,
     activation: Activation = "static",
-    lowest: float | None = None,
+    extremes: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None,
 ) -> Smoothing:
     """The form with the least squared output error over all ``weights`` that share the inputs.
 
-    ``inputs_max`` is max|X_j| over all of the calibration data, [in], and ``lowest`` its least value; ``inputs`` are
-    sampled rows of it.
+    ``inputs_max`` is max|X_j| over all of the calibration data, [in], and ``extremes`` are its lowest and highest
+    values, [in] each; ``inputs`` are sampled rows of it, whose extremes are taken where none are given.
     """
-    search = _Search(inputs, np.concatenate(weights, axis=1), np.asarray(inputs_max), symmetric=symmetric)
-    low = float(inputs.min()) if lowest is None else lowest
+    if extremes is None:
+        extremes = inputs.min(axis=0), inputs.max(axis=0)
+    search = _Search(inputs, np.concatenate(weights, axis=1), np.asarray(inputs_max), extremes, symmetric=symmetric)
     if activation == "per_token":
-        return search.best_token(low)
+        return search.best_token()
     best = search.best_static(0.0, CLIPS)
     if allowed:
-        sample = _Search(inputs[::COARSE_STRIDE], search.weight, search.inputs_max, symmetric=symmetric)
+        sample = _Search(inputs[::COARSE_STRIDE], search.weight, search.inputs_max, extremes, symmetric=symmetric)
         coarse = min((sample.best_static(strength, COARSE_CLIPS) for strength in STRENGTHS), key=_error)
         smoothed = search.best_static(coarse.strength, CLIPS)
         if smoothed.error < (1.0 if free else WORTH_IT) * best.error:
             best = smoothed
     if activation == "auto":
-        token = search.best_token(low)
-        if token.error < TOKEN_WORTH_IT * best.error:
+        token = search.best_token()
+        if best.error > HARMLESS and token.error < TOKEN_WORTH_IT * best.error:
             return token
     return best
 
@@ -131,10 +136,12 @@ class _Search:
         inputs: FloatArray,
         weight: FloatArray,
         inputs_max: npt.NDArray[Any],
+        extremes: tuple[npt.NDArray[Any], npt.NDArray[Any]],
         *,
         symmetric: bool,
     ) -> None:
         self.inputs, self.weight, self.inputs_max, self.symmetric = inputs, weight, inputs_max, symmetric
+        self.low, self.high = extremes
         self.wanted = inputs @ weight
         self.weight_max = np.abs(weight).max(axis=1)
         self.rounded = quantize_weight(weight, axis=1).dequantize(1)
@@ -144,22 +151,25 @@ class _Search:
         self.power = float(self.counts @ powers) or 1.0
 
     def best_static(self, strength: float, clips: Sequence[float]) -> Smoothing:
-        """The best clip at one strength of smoothing, 0 for none."""
+        """The widest of the nearly best ranges at one strength of smoothing, 0 for none."""
         scale, rounded, smoothed = None, self.rounded, self.inputs
         if strength > 0:
             scale = smoothing_scale(self.inputs_max, self.weight_max, strength)
             rounded = quantize_weight(self.weight * scale[:, None], axis=1).dequantize(1)
             smoothed = self.inputs / scale
-        low, high = float(smoothed.min()), float(smoothed.max())
+        divisor = 1 if scale is None else scale
+        low, high = float((self.low / divisor).min()), float((self.high / divisor).max())
         found = []
         for clip in clips:
             affine = activation_affine(low * clip, high * clip, symmetric=self.symmetric)
             site = Smoothing(scale=scale, affine=affine, strength=strength, error=0.0)
             found.append(self._judge(site, rounded))
-        return min(found, key=_error)
+        least = min(found, key=_error).error
+        return next(site for site in found if site.error <= NEARLY_BEST * least)
 
-    def best_token(self, lowest: float) -> Smoothing:
-        """A scale a token at the best zero point; ``lowest``, the least of all values, always fits."""
+    def best_token(self) -> Smoothing:
+        """A scale a token at the best zero point; the least of all values always fits."""
+        lowest = float(self.low.min())
         forms = []
         for zero in (MIDDLE,) if self.symmetric or lowest >= 0 else (MIDDLE, *LOW_ZERO_POINTS):
             levels = 127 if zero == MIDDLE else 255 - zero

@@ -69,6 +69,7 @@ LAYERS = {
     "gelu": 2,
     "reshapes": 2,
     "int8_forms": 2,
+    "int8_inputs": 2,
     "int8_sites": 2,
     "block_choice": 2,
     "block_forms": 2,

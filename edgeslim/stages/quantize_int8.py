@@ -35,7 +35,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -44,27 +43,20 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from edgeslim.core import Context, Runner, StepResult
-from edgeslim.folding import Fold, plan_fold
 from edgeslim.gelu import replace_gelus
 from edgeslim.gptq import factor_inverse, round_gptq
-from edgeslim.graph import save_graph
 from edgeslim.int8_convs import Conv, guard_float, write_conv
 from edgeslim.int8_forms import MICROSOFT, Int8Writer, Linear, Table
+from edgeslim.int8_inputs import InputQuantizer, fold_smoothing, open_probe
 from edgeslim.int8_sites import SiteFinder
 from edgeslim.numerics import (
-    Affine,
-    Calibration,
-    Histogram,
     QuantizedWeight,
-    activation_affine,
-    choose_range,
     quantization_error,
     quantize_weight,
 )
-from edgeslim.observation import Observed, add_hessians, observe
+from edgeslim.observation import Observed, add_hessians
 from edgeslim.reshapes import settle_reshapes
-from edgeslim.session import OrtRunner, open_runner
-from edgeslim.smoothing import Smoothing, search_smoothing
+from edgeslim.smoothing import Smoothing
 from edgeslim.storage_grid import StorageFit, StorageGoal, plain_bytes
 
 __all__ = ["QuantizeInt8"]
@@ -144,19 +136,28 @@ class QuantizeInt8:
             skipped |= {conv.name: "kept float by the recipe" for conv in convs}
             convs = []
         tables = list(finder.tables(model.graph, skipped)) if self.embeddings else []
+        inputs = InputQuantizer(
+            method=self.method,
+            percentile=self.percentile,
+            symmetric=self.activation_range == "symmetric",
+            smooth=self.smooth,
+            activation=self.activation,
+        )
         reshapes = settle_reshapes(model) if linears else 0
-        seen, runner = self._observe(model, linears, convs, ctx)
-        convs = self._leave_lossy(convs, seen, skipped)
-        sites = self._choose_sites(linears, convs, seen, ctx)
-        smoothed, folded = sum(site.scale is not None for site in sites.values()), _fold_smoothing(linears, sites)
+        seen, runner = inputs.observe(model, linears, convs, ctx)
+        convs = self._leave_lossy(convs, seen, inputs, skipped)
+        sites = inputs.choose(linears, convs, seen, ctx)
+        smoothed, folded = sum(site.scale is not None for site in sites.values()), fold_smoothing(linears, sites)
         if folded:
             linears = list(finder.linears(model.graph, {}))
-            runner = _open_probe(model, [linear.source for linear in linears], ctx.work_dir / "folded")
+            runner = open_probe(model, [linear.source for linear in linears], ctx.work_dir / "folded")
         fit = self._open_fit(model, linears, tables, ctx, skipped)
         writer = Int8Writer(model.graph, integer=self._integer(ctx))
         self._write_linears(writer, linears, sites, runner, ctx, fit)
         for conv in convs:
-            source, output = (self._affine(seen[name].histogram) for name in (conv.source_name, conv.output.name or ""))
+            source, output = (
+                inputs.affine(seen[name].histogram) for name in (conv.source_name, conv.output.name or "")
+            )
             write_conv(writer, conv, source, output, per_channel=self.per_channel)
         guard_float(model.graph)
         for table in tables:
@@ -197,76 +198,19 @@ class QuantizeInt8:
         self,
         convs: Sequence[Conv],
         seen: Mapping[str, Observed],
+        inputs: InputQuantizer,
         skipped: dict[str, str],
     ) -> list[Conv]:
         """The convolutions whose outputs survive uint8; the others are told among the ``skipped``."""
         kept = []
         for conv in convs:
             histogram = seen[conv.output.name or ""].histogram
-            lost = quantization_error(histogram, self._affine(histogram))
+            lost = quantization_error(histogram, inputs.affine(histogram))
             if lost > self.max_output_error:
                 skipped[conv.name] = f"its output in uint8 would lose {lost:.3f} of its energy"
             else:
                 kept.append(conv)
         return kept
-
-    def _observe(
-        self, model: ir.Model, linears: Sequence[Linear], convs: Sequence[Conv], ctx: Context
-    ) -> tuple[dict[str, Observed], Runner]:
-        """What is seen of the values to be quantized, by their names in the float graph, and what runs that graph."""
-        values = {conv.source_name: conv.source for conv in convs}
-        values |= {conv.output.name or "": conv.output for conv in convs}
-        histograms = set(values)
-        values |= {linear.source_name: linear.source for linear in linears}
-        if not values:
-            return {}, ctx.reference
-        rows = {linear.source_name for linear in linears}
-        if self.method != "output":
-            histograms |= rows
-        runner = _open_probe(model, list(values.values()), ctx.work_dir / "calibrate")
-        seen = observe(
-            runner,
-            tuple(values),
-            ctx.calibration,
-            rows=rows,
-            histograms=histograms,
-            seed=ctx.seed,
-            progress=ctx.progress,
-        )
-        return seen, runner
-
-    def _affine(self, histogram: Histogram) -> Affine:
-        symmetric = self.activation_range == "symmetric"
-        method: Calibration = "mse" if self.method == "output" else self.method
-        low, high = choose_range(histogram, method, symmetric=symmetric, percentile=self.percentile)
-        return activation_affine(low, high, symmetric=symmetric)
-
-    def _choose_sites(
-        self, linears: Sequence[Linear], convs: Sequence[Conv], seen: Mapping[str, Observed], ctx: Context
-    ) -> dict[str, Smoothing]:
-        """Range and smoothing of each MatMul's input; an input that a Conv makes or takes is not smoothed."""
-        groups: dict[str, list[Linear]] = {}
-        for linear in linears:
-            groups.setdefault(linear.source_name, []).append(linear)
-        shared = {name for conv in convs for name in (conv.source_name, conv.output.name)}
-        sites = {}
-        for name, group in ctx.progress.track(groups.items(), "choosing ranges", len(groups)):
-            observed = seen[name]
-            searched = self.method == "output" or self.activation == "per_token"
-            if observed.maximum is None or name in shared or not searched:
-                sites[name] = Smoothing(scale=None, affine=self._affine(observed.histogram), strength=0, error=0)
-                continue
-            sites[name] = search_smoothing(
-                observed.rows,
-                [linear.weight for linear in group],
-                observed.maximum,
-                symmetric=self.activation_range == "symmetric",
-                allowed=self.smooth,
-                free=_plan_fold(group) is not None,
-                activation=self.activation,
-                lowest=observed.lowest,
-            )
-        return sites
 
     def _write_linears(
         self,
@@ -326,36 +270,3 @@ class QuantizeInt8:
 def _smoothed(linear: Linear, site: Smoothing) -> npt.NDArray[np.float32]:
     """The weight that takes the smoothed input."""
     return linear.weight if site.scale is None else linear.weight * site.scale[:, None]
-
-
-def _plan_fold(group: Sequence[Linear]) -> Fold | None:
-    return plan_fold(group[0].source, [linear.nodes[0] for linear in group], len(group[0].weight))
-
-
-def _fold_smoothing(linears: Sequence[Linear], sites: dict[str, Smoothing]) -> int:
-    """Moves smoothing into constants before it where they allow, and out of ``sites``; returns how often."""
-    folded = 0
-    for name, site in sites.items():
-        plan = None if site.scale is None else _plan_fold([one for one in linears if one.source_name == name])
-        if plan is not None and site.scale is not None:
-            plan.apply(site.scale)
-            sites[name] = replace(site, scale=None)
-            folded += 1
-    return folded
-
-
-def _open_probe(model: ir.Model, sources: Sequence[ir.Value], folder: Path) -> OrtRunner:
-    """A session that gives ``sources`` (those that aren't inputs already) beside the model's outputs."""
-    kept = list(model.graph.outputs)
-    present = {value.name for value in (*kept, *model.graph.inputs)}
-    try:
-        for value in sources:
-            if value.name not in present:
-                present.add(value.name)
-                value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
-                model.graph.outputs.append(value)
-        path, _ = save_graph(model, folder)
-    finally:
-        while len(model.graph.outputs) > len(kept):
-            model.graph.outputs.pop()  # deleting a slice would leave its values marked as outputs
-    return open_runner(path)
