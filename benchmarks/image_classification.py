@@ -10,29 +10,27 @@ import logging
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+from measurement import classify, compare_accuracy
+from peers import quantize_static
+from subjects import Subject, image_classification
+
 from edgeslim.checks.latency import measure_pair
-from edgeslim.core import Batch, Context, Quiet
-from edgeslim.export import export_own
-from edgeslim.fields import parse_fields, read_toml
+from edgeslim.core import Context
 from edgeslim.graph import load_graph, save_graph
-from edgeslim.preprocessing import PreprocessingOptions, resolve_preprocessing
-from edgeslim.samples import DataOptions, load_samples
 from edgeslim.session import open_runner
-from edgeslim.source import load_own, resolve_source
 from edgeslim.stages.quantize_int8 import QuantizeInt8
 from edgeslim.target import load_target
-from edgeslim.task import ImageClassification
 
-SAMPLE = Path(__file__).parent.parent / "samples" / "image-classification"
 ROUNDS = 4000
 
 
-def candidates(reference: Path, calibration: Sequence[Batch], work: Path) -> Iterator[tuple[str, Path]]:
-    """Each int8 form of the graph at ``reference``, by name."""
-    first = next(node.name or "" for node in load_graph(reference).graph if node.op_type == "Conv")
+def candidates(subject: Subject, work: Path) -> Iterator[tuple[str, Path]]:
+    """Each int8 form of the graph, by name."""
+    first = next(node.name or "" for node in load_graph(subject.graph).graph if node.op_type == "Conv")
     stages = {
         "int8": QuantizeInt8(),
         "int8, QDQ form": QuantizeInt8(form="qdq"),
@@ -43,57 +41,33 @@ def candidates(reference: Path, calibration: Sequence[Batch], work: Path) -> Ite
     for number, (name, stage) in enumerate(stages.items()):
         context = Context(
             target=load_target("android-arm64"),
-            task=ImageClassification(),
-            calibration=calibration,
-            reference=open_runner(reference),
+            task=subject.task,
+            calibration=subject.calibration,
+            reference=open_runner(subject.graph),
             seed=0,
             work_dir=work / f"work-{number}",
         )
-        yield name, save_graph(stage.run(load_graph(reference), context).model, work / f"model-{number}")[0]
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.feeds = iter([dict(batch.feed) for batch in calibration])
-
-        def get_next(self) -> dict[str, object] | None:
-            return next(self.feeds, None)
-
+        yield name, save_graph(stage.run(load_graph(subject.graph), context).model, work / f"model-{number}")[0]
     logging.disable(logging.WARNING)
     for per_channel in (True, False):
         path = work / f"peer-{per_channel}.onnx"
-        types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
-        quantize_static(
-            str(reference), str(path), Reader(), quant_format=QuantFormat.QDQ, per_channel=per_channel, **types
-        )
+        quantize_static(subject.graph, path, subject.calibration, per_channel=per_channel)
         yield f"ONNX Runtime static, a scale a {'channel' if per_channel else 'tensor'}", path
 
 
 def main() -> int:
     """Prints the table."""
-    project = read_toml(SAMPLE / "edgeslim.toml")
-    own = load_own(resolve_source(project["model"], base=SAMPLE))
-    options = parse_fields(PreprocessingOptions, project["preprocessing"], "preprocessing")
-    samples = load_samples(
-        parse_fields(DataOptions, project["data"], "data"),
-        base=SAMPLE,
-        tokenizer=None,
-        input_names=list(own.inputs),
-        labels={name: index for index, name in enumerate(project["labels"])},
-        example=None,
-        seed=0,
-        preprocessing=resolve_preprocessing(options, shape=own.inputs["image"].shape),
-    )
-    task = ImageClassification()
     print("| model | accuracy | agreement | p50 | of float |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        path = export_own(own, samples.calibration[:8], opset_max=21, folder=work / "float").path
-        reference = open_runner(path, threads=1)
-        for name, made in [("float32", path), *candidates(path, samples.calibration, work)]:
+        subject = image_classification(work / "float")
+        reference = open_runner(subject.graph, threads=1)
+        truth = np.array([label for batch in subject.evaluation for label in batch.labels])
+        answers = classify(reference, subject.evaluation)
+        for name, made in [("float32", subject.graph), *candidates(subject, work)]:
             runner = open_runner(made, threads=1)
-            found = task.evaluate(runner, reference, samples.evaluation, Quiet())
-            times = measure_pair(reference, runner, samples.evaluation[0].feed, rounds=ROUNDS)
+            found = compare_accuracy(classify(runner, subject.evaluation), answers, truth)
+            times = measure_pair(reference, runner, subject.timed, rounds=ROUNDS)
             p50 = statistics.median(times.candidate_ms)
             figures = f"{found['accuracy']:.4f} | {found['agreement']:.4f} | {p50:.3f} ms | {times.ratio:.2f}"
             print(f"| {name} | {figures} |", flush=True)

