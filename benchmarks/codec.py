@@ -24,27 +24,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from codec_payloads import Bytes, Payload, load_matrices, make_payloads
+from codec_peers import OPTIONAL, Coder, whole
 
 from edgeslim.codec import Segment, encode_container
 from edgeslim.codec.library import load_library
 
 SLOW_ENCODERS = ("zlib -9", "zstd -19", "xz -9", "nncodec *")
 """These encode once: it takes seconds, and nobody reads their encoding speed to three digits."""
-
-
-@dataclass(frozen=True)
-class Coder:
-    """``decode`` takes what ``encode`` returned and an array that it may fill; it returns the decoded bytes."""
-
-    name: str
-    encode: Callable[[Payload], bytes]
-    decode: Callable[[bytes, Bytes], Bytes]
 
 
 def esz() -> Coder:
@@ -72,11 +62,6 @@ def esz() -> Coder:
         return out
 
     return Coder("ESZ", encode, decode)
-
-
-def whole(payload: Payload) -> Bytes:
-    """The payload in one piece."""
-    return np.concatenate(payload.arrays)
 
 
 def zlib_coder() -> Coder:
@@ -155,86 +140,6 @@ def huff0_coder(folder: Path) -> Coder | str:
     return Coder("huff0", encode, decode)
 
 
-def zipnn_coder() -> Coder:
-    """The package zipnn with its own settings for bytes."""
-    from zipnn import ZipNN
-
-    coder = ZipNN(bytearray_dtype="uint8", threads=1)
-
-    def decode(coded: bytes, _out: Bytes) -> Bytes:
-        return np.frombuffer(coder.decompress(coded), np.uint8)
-
-    return Coder("zipnn *", lambda payload: bytes(coder.compress(whole(payload).tobytes())), decode)
-
-
-def nncodec_coder() -> Coder:
-    """DeepCABAC, an array of integers a matrix; nibbles are unpacked for it."""
-    from nncodec import nn as nncodec
-
-    def encode(payload: Payload) -> bytes:
-        parameters = {str(k): array.view(np.int8).astype(np.int32) for k, array in enumerate(payload.arrays)}
-        return bytes(nncodec.encode(parameters, {"lossless": True}))
-
-    def decode(coded: bytes, _out: Bytes) -> Bytes:
-        parts = nncodec.decode(coded)
-        return np.concatenate([parts[str(k)].astype(np.int8).reshape(-1) for k in range(len(parts))]).view(np.uint8)
-
-    return Coder("nncodec *", encode, decode)
-
-
-def constriction_coder() -> Coder:
-    """A range coder with each matrix's own distribution of bytes."""
-    import constriction
-
-    def encode(payload: Payload) -> bytes:
-        parts = []
-        for array in payload.arrays:
-            counts = np.bincount(array, minlength=256).astype(np.float32)
-            model = constriction.stream.model.Categorical(counts / counts.sum(), perfect=False)
-            coder = constriction.stream.stack.AnsCoder()
-            coder.encode_reverse(array.astype(np.int32), model)
-            words = coder.get_compressed().tobytes()
-            parts.append(np.array([array.size, len(words)], "<u4").tobytes() + counts.tobytes() + words)
-        return b"".join(parts)
-
-    def decode(coded: bytes, out: Bytes) -> Bytes:
-        at, done = 0, 0
-        while at < len(coded):
-            size, words = np.frombuffer(coded, "<u4", 2, at).tolist()
-            counts = np.frombuffer(coded, np.float32, 256, at + 8)
-            model = constriction.stream.model.Categorical(counts / counts.sum(), perfect=False)
-            coder = constriction.stream.stack.AnsCoder(np.frombuffer(coded, np.uint32, words // 4, at + 1032))
-            out[done : done + size] = coder.decode(model, size)
-            done += size
-            at += 1032 + words
-        return out
-
-    return Coder("constriction *", encode, decode)
-
-
-def openzl_coder() -> Coder:
-    """OpenZL with its general graph for bytes."""
-    import openzl.ext as zl
-
-    def encode(payload: Payload) -> bytes:
-        compressor = zl.Compressor()
-        compressor.set_parameter(zl.CParam.FormatVersion, zl.MAX_FORMAT_VERSION)
-        compressor.select_starting_graph(zl.graphs.Compress()(compressor))
-        context = zl.CCtx()
-        context.ref_compressor(compressor)
-        return bytes(context.compress([zl.Input(zl.Type.Serial, whole(payload))]))
-
-    def decode(coded: bytes, _out: Bytes) -> Bytes:
-        return np.frombuffer(zl.DCtx().decompress(coded)[0].content.as_bytes(), np.uint8)
-
-    return Coder("openzl *", encode, decode)
-
-
-OPTIONAL = {
-    "zipnn": zipnn_coder, "nncodec": nncodec_coder, "constriction": constriction_coder, "openzl": openzl_coder
-}  # fmt: skip
-
-
 def find_coders(folder: Path, *, quick: bool) -> tuple[list[Coder], list[str]]:
     """The coders of this machine, and a line for each that is missing."""
     found, missing = [esz(), zlib_coder()], []
@@ -250,9 +155,12 @@ def find_coders(folder: Path, *, quick: bool) -> tuple[list[Coder], list[str]]:
     missing += [huff0] if isinstance(huff0, str) else []
     for package, make in OPTIONAL.items():
         if importlib.util.find_spec(package) is None:
-            missing.append(f"{package}: pip install {package}")
+            missing.append(f"{package}: pip install --no-deps {package}")
         elif not quick:
-            found.append(make())
+            try:
+                found.append(make())
+            except Exception as error:  # another project's package may lack what it needs itself
+                missing.append(f"{package}: {type(error).__name__}: {error}"[:120])
     return found, missing
 
 
