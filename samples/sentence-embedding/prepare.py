@@ -12,9 +12,9 @@ three, shuffled together, are ``mix``.
 ======================  ==================================  =======================================================
 file                    snippets                            for
 ======================  ==================================  =======================================================
-calibration.txt         film 4000:4064, mix 0:64            calibration
+calibration.txt         film 4000:4064, mix 0:64            a quick look: few, and soon calibrated
 evaluation.txt          film 4100:4250, mix 100:450         every quality figure of the sentence embedding
-calibration-large.txt   film 3000:3550, mix 450:900         techniques that calibrate on more
+calibration-large.txt   film 3000:3550, mix 450:900         calibration
 test.jsonl              film 2000:3000                      the accuracy of the text classification
 train.jsonl             film 0:2000, 4250: (8,000 of them)  training it
 ======================  ==================================  =======================================================

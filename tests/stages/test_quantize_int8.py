@@ -300,6 +300,16 @@ def test_calibrates_across_many_lengths_in_one_pass(linear: Path, tmp_path: Path
     assert result.metrics["calibration_samples"] == 59
 
 
+def test_takes_calibration_data_from_all_over(linear: Path, tmp_path: Path) -> None:
+    many = [{"x": RNG.normal(size=(1, 4, 32)).astype(np.float32)} for _ in range(50)]
+    many[40]["x"][0, 0, 0] = 90
+    stage = QuantizeInt8(method="minmax", calibration_samples=10)
+    result, made = quantize(linear, stage, tmp_path, many)
+    assert result.metrics["calibration_samples"] == 10
+    scale = float(load_graph(made).graph.initializers["x.scale"].const_value.numpy())
+    assert 90 / 255 <= scale < 96 / 255  # the 41st is the ninth of every fifth
+
+
 def test_refuses_activations_that_are_not_finite(linear: Path, tmp_path: Path) -> None:
     bad = {"x": np.full((1, 2, 32), np.nan, np.float32)}
     with pytest.raises(BadInputError, match="activation x"):
@@ -318,6 +328,7 @@ def test_refuses_to_guess_without_calibration(linear: Path, tmp_path: Path) -> N
         ({"method": "mde"}, 'did you mean "mse"'),
         ({"percentile": 20.0}, "more than 50"),
         ({"min_elements": 0}, "at least 1"),
+        ({"calibration_samples": 0}, "at least 1"),
         ({"per_channel": "yes"}, "true or false"),
         ({"keep_float": "x"}, "a list of a string"),
     ],
