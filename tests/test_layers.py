@@ -43,6 +43,7 @@ LAYERS = {
     "clustering": 1,
     "graph_weights": 2,
     "layer_inputs": 2,
+    "weight_sharing": 2,
     "calibration": 2,
     "observation": 2,
     "outliers": 2,

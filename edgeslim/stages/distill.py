@@ -6,8 +6,8 @@ table of other sizes for its config (``edgeslim.student``). How the two are comp
 weight of 0 leaves a part out, and what none of the recipe's weights names is chosen by the task: soft labels for a
 classifier, embeddings for an encoder, both with hidden states where the model has layers.
 
-Inside the training run, if asked for, pruning by a schedule (``edgeslim.gradual_pruning``) and simulated quantization
-(``edgeslim.simulation``).
+Inside the training run, if asked for, pruning by a schedule (``edgeslim.gradual_pruning``), weights that share few
+values (``cluster_bits``, ``edgeslim.weight_sharing``), and simulated quantization (``edgeslim.simulation``).
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from edgeslim.simulation import SimulationOptions, simulate_quantization
 from edgeslim.student import choose_layers, count_layers, shrink
 from edgeslim.torch_model import TorchModel
 from edgeslim.training import LoopOptions, train
+from edgeslim.weight_sharing import SharingOptions
 
 __all__ = ["Distill"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distill(LoopOptions, PruningOptions, SimulationOptions):
+class Distill(LoopOptions, PruningOptions, SharingOptions, SimulationOptions):
     """Distillation from the float original.
 
     ``student_layers`` is a number of layers, evenly spread, or a list of the original's layers, from 0. ``soft``,
@@ -52,6 +53,7 @@ class Distill(LoopOptions, PruningOptions, SimulationOptions):
     def __post_init__(self) -> None:
         LoopOptions.__post_init__(self)
         PruningOptions.__post_init__(self)
+        SharingOptions.__post_init__(self)
         if not self.temperature > 0:
             raise ValueError(f"temperature: {self.temperature}, expected more than 0")
         given = [getattr(self, name) for name in ("soft", "logits", "labels", "embeddings", "hidden", "attention")]
@@ -80,15 +82,21 @@ class Distill(LoopOptions, PruningOptions, SimulationOptions):
         pooling = ctx.task.manifest().get("pooling", "none")
         objective = DistillationLoss(model, teacher, weights, layers=layers, pooling=_pooling(pooling), seed=ctx.seed)
         hook, skipped = self.pruning_hook(model)
+        sharing = self.sharing_hooks(model)
         with simulate_quantization(model.module, self):
-            trained = train(objective, model.module, self, ctx, hooks=[hook])
+            trained = train(objective, model.module, self, ctx, hooks=[hook, *sharing])
         sizes = [sum(item.numel() for item in one.module.parameters()) for one in (model, teacher)]
         metrics = {"student_parameters": float(sizes[0]), "teacher_parameters": float(sizes[1])}
         return StepResult(
             model=replace(model, masks=hook.masks),
             changed=sum(1 for _ in model.module.parameters()),
             skipped=skipped,
-            metrics={**metrics, **trained.metrics(), **hook.metrics()},
+            metrics={
+                **metrics,
+                **trained.metrics(),
+                **hook.metrics(),
+                **{key: value for one in sharing for key, value in one.metrics().items()},
+            },
         )
 
     def _weights(self, ctx: Context, *, layered: bool) -> DistillationWeights:

@@ -2,7 +2,8 @@
 
 What earlier steps did stays: pruned weights stay zero (``edgeslim.masks``), factorized layers stay two. The loop and
 its settings are those of ``edgeslim.training``; what can run inside it is pruning by a schedule (``sparsity``,
-``edgeslim.gradual_pruning``) and simulated quantization (``simulate``, ``edgeslim.simulation``).
+``edgeslim.gradual_pruning``), weights that share few values (``cluster_bits``, ``edgeslim.weight_sharing``), and
+simulated quantization (``simulate``, ``edgeslim.simulation``).
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from edgeslim.objectives import LabelLoss
 from edgeslim.simulation import SimulationOptions, simulate_quantization
 from edgeslim.torch_model import TorchModel
 from edgeslim.training import LoopOptions, train
+from edgeslim.weight_sharing import SharingOptions
 
 __all__ = ["Finetune"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune(LoopOptions, PruningOptions, SimulationOptions):
+class Finetune(LoopOptions, PruningOptions, SharingOptions, SimulationOptions):
     """Fine-tuning on labels, with the settings of the loop, of pruning inside it and of simulated quantization."""
 
     level: ClassVar[Literal["torch", "graph", "either"]] = "torch"
@@ -30,6 +32,7 @@ class Finetune(LoopOptions, PruningOptions, SimulationOptions):
     def __post_init__(self) -> None:
         LoopOptions.__post_init__(self)
         PruningOptions.__post_init__(self)
+        SharingOptions.__post_init__(self)
 
     def run(self, model: TorchModel, ctx: Context) -> StepResult[TorchModel]:
         """Trains ``model`` in place.
@@ -45,11 +48,16 @@ class Finetune(LoopOptions, PruningOptions, SimulationOptions):
                 hint="distill learns from the original's own outputs and needs none",
             )
         hook, skipped = self.pruning_hook(model)
+        sharing = self.sharing_hooks(model)
         with simulate_quantization(model.module, self):
-            trained = train(LabelLoss(model), model.module, self, ctx, hooks=[hook])
+            trained = train(LabelLoss(model), model.module, self, ctx, hooks=[hook, *sharing])
         return StepResult(
             model=replace(model, masks=hook.masks),
             changed=sum(1 for _ in model.module.parameters()),
             skipped=skipped,
-            metrics={**trained.metrics(), **hook.metrics()},
+            metrics={
+                **trained.metrics(),
+                **hook.metrics(),
+                **{key: value for one in sharing for key, value in one.metrics().items()},
+            },
         )

@@ -3,7 +3,7 @@
 |w| is the importance (Han et al. 2015, arXiv 1506.02626). ``scope`` says what competes: the weights of one ``layer``,
 or those of all layers (``global``), each divided by its layer's root mean square (``normalize``), since layers differ
 in scale. ``threshold`` removes what is below so many root mean squares, not a share. ``pattern = "2:4"`` keeps 2
-of each 4 successive inputs of an output. Zeros cost nothing in storage; stock ONNX Runtime runs them like other weights.
+of each 4 successive inputs of an output. Zeros cost little to store; stock ONNX Runtime runs them like other weights.
 
 Weights: MatMul and Gemm [in, out] (patterns run along ``in``), Conv [out, in, ...], tables of a Gather [rows, width]
 where ``embeddings`` says so. Biases and norms stay.

