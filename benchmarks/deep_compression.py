@@ -165,7 +165,8 @@ def main() -> None:
         print(
             f"| {found['net']} | {found['parameters']:,} | {found['bytes_mean']:,.0f} ± {found['bytes_spread']:,.0f} "
             f"| {found['ratio_mean']:.1f} (≥ {found['mark_ratio']:.0f}; {found['paper_ratio']:.0f}) "
-            f"| {found['error_mean']:.2f} ± {found['error_spread']:.2f} (≤ {found['mark_error']}; {found['paper_error']}) "
+            f"| {found['error_mean']:.2f} ± {found['error_spread']:.2f} (≤ {found['mark_error']}; "
+            f"{found['paper_error']}) "
             f"| {found['kept_percent']:.2f} |"
         )
 
