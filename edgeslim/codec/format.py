@@ -60,9 +60,10 @@ ROW_UNIT: Final = 8
 ROW_CLASSES: Final = 4
 MAX_CODE_BITS: Final = 11
 MAX_PAIR_BITS: Final = 6
+JOINT_RUNS: Final = 8
 
-RAW, PLAIN, PAIR, GAP, MASK8, PLANES = range(6)
-ALPHABETS: Final = ("RAW", "PLAIN", "PAIR", "GAP", "MASK8", "PLANES")
+RAW, PLAIN, PAIR, GAP, MASK8, PLANES, JOINT = range(7)
+ALPHABETS: Final = ("RAW", "PLAIN", "PAIR", "GAP", "MASK8", "PLANES", "JOINT")
 """Names of the alphabets; the position is the id."""
 
 EXTRAS: Final = ("CODEBOOK", "ROWS")
@@ -98,7 +99,7 @@ _ITEM_BYTES: Final = {
 
 _DAMAGED: Final = "the file is damaged or was cut off: copy or build it again"
 _MASK: Final = 0xFFFFFFFF
-_P1, _P2, _P3 = 0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D
+_P1, _P2, _P3, _P4, _P5 = 0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F, 0x165667B1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +134,7 @@ class SegmentInfo:
     compact: bool
     nibble: bool
     cap: int
+    """GAP: the longest gap that has a symbol. JOINT: how many gaps have symbols. Else 0."""
     fill: int
     value_bytes: int = 1
     """With a codebook and for PLANES: the size of the values, 2, 4 or 8. Else 1."""
@@ -189,28 +191,42 @@ def malformed(source: str, place: str, got: str, expected: str, hint: str = _DAM
     return BadInputError(f"{source}: {place}", got, expected=expected, hint=hint)
 
 
-def _lane(words: Iterable[int], seed: int, second_seed: int) -> tuple[int, int]:
-    """Sum and rotating sum of sums of every eighth word."""
-    total, sums = seed, second_seed
+def _rotate(x: int, by: int) -> int:
+    return (x << by | x >> 32 - by) & _MASK
+
+
+def _lane(words: Iterable[int], lane: int) -> int:
+    """XXH32's round over every fourth word."""
     for word in words:
-        total = (total + word) & _MASK
-        sums = ((sums << 9 | sums >> 23) + total) & _MASK
-    return total, sums
+        lane = lane + word * _P2 & _MASK
+        lane = (lane << 13 | lane >> 19) * _P1 & _MASK
+    return lane
+
+
+def xxh32(data: bytes) -> int:
+    """XXH32 with seed 0 (Yann Collet, 2012)."""
+    whole = len(data) // 16 * 16
+    h = _P5
+    if whole:
+        words = struct.unpack(f"<{whole // 4}I", data[:whole])
+        seeds = (_P1 + _P2 & _MASK, _P2, 0, -_P1 & _MASK)
+        lanes = [_lane(words[k::4], seed) for k, seed in enumerate(seeds)]
+        h = sum(_rotate(lane, by) for lane, by in zip(lanes, (1, 7, 12, 18), strict=True))
+    h = h + len(data) & _MASK
+    for at in range(whole, len(data) - 3, 4):
+        h = _rotate(h + int.from_bytes(data[at : at + 4], "little") * _P3 & _MASK, 17) * _P4 & _MASK
+    for byte in data[len(data) // 4 * 4 :]:
+        h = _rotate(h + byte * _P5 & _MASK, 11) * _P1 & _MASK
+    h = (h ^ h >> 15) * _P2 & _MASK
+    h = (h ^ h >> 13) * _P3 & _MASK
+    return h ^ h >> 16
 
 
 def hash32(data: bytes | bytearray | memoryview) -> int:
     """The container's 32-bit hash of ``data`` (FORMAT.md, section 1)."""
-    padded = bytes(data) + bytes(-len(data) % 32)
-    words = struct.unpack(f"<{len(padded) // 4}I", padded)
-    seeds = [k * _P1 & _MASK for k in range(1, 17)]
-    lanes = [_lane(words[k::8], seeds[k], seeds[k + 8]) for k in range(8)]
-    h = len(data) * _P3 & _MASK
-    for value in (*(lane[0] for lane in lanes), *(lane[1] for lane in lanes)):
-        h ^= value
-        h = ((h << 13 | h >> 19) & _MASK) * _P1 & _MASK
-    h = (h ^ h >> 15) * _P2 & _MASK
-    h = (h ^ h >> 13) * _P3 & _MASK
-    return h ^ h >> 16
+    data = bytes(data)
+    strands = [b"".join(data[at : at + 16] for at in range(start, len(data), 64)) for start in (0, 16, 32, 48)]
+    return xxh32(struct.pack("<4I", *map(xxh32, strands)))
 
 
 def parse_header(data: bytes | bytearray | memoryview, source: str = "container") -> Header:
@@ -319,17 +335,20 @@ def _parse_entry(
     check(alphabet < len(ALPHABETS), f"alphabet {alphabet}", f"0 to {len(ALPHABETS) - 1}")
     check(decoded_bytes <= MAX_SEGMENT_BYTES, f"{decoded_bytes} decoded bytes", f"at most {MAX_SEGMENT_BYTES}")
     check(flags & ~(COMPACT | NIBBLE) == 0, f"flags {flags:#x}", "only bits 0 and 1")
-    sparse = alphabet in (GAP, MASK8)
-    check(not nibble or sparse, "NIBBLE", "GAP or MASK8 with it")
+    sparse = alphabet in (GAP, MASK8, JOINT)
+    check(not nibble or sparse, "NIBBLE", "GAP, MASK8 or JOINT with it")
     fill_limit = (15 if nibble else 255) if sparse else int(alphabet == PLANES)
     check(fill <= fill_limit, f"fill value {fill}", "one that fits the alphabet")
-    check(cap_log2 in ((5, 6, 7, 8) if alphabet == GAP else (0,)), f"cap_log2 {cap_log2}", "one of the alphabet's")
+    caps = {GAP: (5, 6, 7, 8), JOINT: (1, 2, 3, 4)}.get(alphabet, (0,))
+    check(cap_log2 in caps, f"cap_log2 {cap_log2}", "one of the alphabet's")
     check(book_log2 > 0 or alphabet != PLANES, "PLANES without a value size", "2, 4 or 8 bytes")
     check(
-        row_units == 0 or (not compact and alphabet in (PLAIN, GAP, MASK8)), f"rows of {8 * row_units}", "no rows here"
+        row_units == 0 or (not compact and alphabet in (PLAIN, GAP, MASK8, JOINT)),
+        f"rows of {8 * row_units}",
+        "no rows here",
     )
     if book_log2:
-        fits = book_log2 <= 3 and alphabet in (PLAIN, GAP, MASK8, PLANES) and not nibble
+        fits = book_log2 <= 3 and alphabet in (PLAIN, GAP, MASK8, PLANES, JOINT) and not nibble
         check(fits, f"codebook {book_log2}", "none, or bytes")
         check(decoded_bytes % (1 << book_log2) == 0, f"{decoded_bytes} decoded bytes", "a multiple of the value size")
     blocks = 1
@@ -356,7 +375,7 @@ def _parse_entry(
         block_bytes=decoded_bytes if compact else 1 << block_log2,
         compact=compact,
         nibble=nibble,
-        cap=(1 << cap_log2) - 1 if cap_log2 else 0,
+        cap=(1 << cap_log2) - (alphabet == GAP) if cap_log2 else 0,
         fill=fill,
         value_bytes=1 << book_log2,
         row_items=ROW_UNIT * row_units,

@@ -268,6 +268,8 @@ def _decode_chunk(segment: SegmentInfo, stream: bytes, places: range, tables_at:
         out = bytearray(reader.symbol(tables_at(0)[0]) | reader.symbol(tables_at(0)[0]) << 4 for _ in places)
     elif segment.alphabet == "GAP":
         out = _decode_gaps(reader, places, segment, tables_at, place)
+    elif segment.alphabet == "JOINT":
+        out = _decode_joint(reader, places, segment, tables_at, place)
     else:
         out = _decode_masks(reader, places, segment, tables_at, place)
     reader.check_end()
@@ -290,6 +292,25 @@ def _decode_gaps(reader: Reader, places: range, segment: SegmentInfo, tables_at:
             break
         out[p] = reader.symbol(values)
         p += 1
+    return out
+
+
+def _decode_joint(reader: Reader, places: range, segment: SegmentInfo, tables_at: _TablesAt, place: Place) -> bytearray:
+    length = len(places)
+    out = bytearray([segment.fill]) * length
+    p = 0
+    while p < length:
+        (table,) = tables_at(places.start + p)
+        symbol = reader.symbol(table)
+        pairs = segment.cap * table.values
+        if symbol >= pairs:
+            p += (symbol - pairs + 1) * segment.cap
+            continue
+        gap, value = divmod(symbol, table.values)
+        if p + gap >= length:
+            raise place.error(f"a value at element {p + gap}", f"below {length}")
+        out[p + gap] = value + (value >= segment.fill)
+        p += gap + 1
     return out
 
 

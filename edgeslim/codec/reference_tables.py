@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from dataclasses import dataclass
 
@@ -34,6 +35,8 @@ class Table:
 
     max_bits: int
     entries: tuple[tuple[int, int], ...]
+    values: int = 0
+    """JOINT: how many values there are but the fill value."""
 
 
 class Reader:
@@ -73,40 +76,58 @@ def read_set(
 ) -> tuple[tuple[Table, ...], int]:
     """Section 7: the alphabet's tables and where they end."""
     values = book_count or 256
+    if segment.alphabet == "JOINT":
+        return _read_joint(segment, data, at, 16 if segment.nibble else values, place)
     symbols = {"PLAIN": values, "PLANES": 256, "PAIR": 16, "GAP": segment.cap + 1, "MASK8": 256}[segment.alphabet]
     limit = esz.MAX_PAIR_BITS if segment.alphabet == "PAIR" else esz.MAX_CODE_BITS
-    lengths, at = _read_lengths(data, at, symbols, limit, place)
+    lengths, at = _read_lengths(data, at, symbols, 1, limit, place)
     tables = [_make_table(lengths)]
     if segment.alphabet in ("GAP", "MASK8"):
-        lengths, at = _read_lengths(data, at, 16 if segment.nibble else values, esz.MAX_CODE_BITS, place)
+        lengths, at = _read_lengths(data, at, 16 if segment.nibble else values, 1, esz.MAX_CODE_BITS, place)
         if segment.fill in lengths:
             raise place.error(f"a value code for the fill value {segment.fill}", "none")
         tables.append(_make_table(lengths))
     return tuple(tables), at
 
 
-def _read_lengths(data: bytes, at: int, symbols: int, limit: int, place: Place) -> tuple[dict[int, int], int]:
-    """The code length of each used symbol, checked, and where the table ends."""
+def _read_joint(segment: SegmentInfo, data: bytes, at: int, values: int, place: Place) -> tuple[tuple[Table, ...], int]:
+    """JOINT's largest value, then its table: a row of symbols for each gap, then the runs."""
+    top = data[at] if at < len(data) else 0
+    symbols = segment.cap * top + esz.JOINT_RUNS
+    if not max(1, segment.fill) <= top < values or symbols > 256:
+        raise place.error(f"a largest value of {top}", f"one from the fill value {segment.fill} to {values - 1}")
+    lengths, at = _read_lengths(data, at + 1, symbols, top, esz.MAX_CODE_BITS, place)
+    return (dataclasses.replace(_make_table(lengths), values=top),), at
+
+
+def _read_lengths(data: bytes, at: int, symbols: int, row: int, limit: int, place: Place) -> tuple[dict[int, int], int]:
+    """The code length of each used symbol, checked, and where the table ends; ``row`` symbols are a row of form 3."""
     head = data[at : at + 3] + bytes(3)
     if head[0] == 0:
         listed, start = list(range(symbols)), at + 1
-    elif head[0] == 1:
+    elif head[0] in (1, 3):
         listed, start = list(range(head[1], head[2] + 1)), at + 3
     elif head[0] == 2:
         start = at + 3 + head[1]
         listed = list(data[at + 2 : start])
     else:
-        raise place.error(f"table form {head[0]}", "0, 1 or 2")
-    end = start + -(-len(listed) // 2)
-    if end > len(data) or start > len(data) or at >= len(data):
-        raise place.error(f"a table up to byte {end}", f"at most {len(data)}")
+        raise place.error(f"table form {head[0]}", "0, 1, 2 or 3")
+    if at >= len(data) or start > len(data):
+        raise place.error(f"a table up to byte {start}", f"at most {len(data)}")
     rising = all(a < b for a, b in itertools.pairwise(listed))
     if not listed or not rising or listed[-1] >= symbols:
         raise place.error(f"symbols {listed}", f"in rising order, below {symbols}")
-    nibbles = [nibble for byte in data[start:end] for nibble in (byte & 15, byte >> 4)]
-    if any(nibbles[len(listed) :]):
-        raise place.error("a last nibble that is not zero", "zero")
-    lengths = {symbol: nibble for symbol, nibble in zip(listed, nibbles, strict=False) if nibble}
+    if head[0] == 3:
+        found, bits = _read_differences(data[start:], len(listed), row, place)
+    else:
+        found = [nibble for byte in data[start : start + (len(listed) + 1) // 2] for nibble in (byte & 15, byte >> 4)]
+        bits = 4 * len(listed)
+    end = start + -(-bits // 8)
+    if end > len(data):
+        raise place.error(f"a table up to byte {end}", f"at most {len(data)}")
+    if bits % 8 and data[end - 1] >> bits % 8:
+        raise place.error("a table's last bits that are not zero", "zero")
+    lengths = {symbol: length for symbol, length in zip(listed, found, strict=False) if length}
     if any(length > limit for length in lengths.values()):
         raise place.error(f"a code of {max(lengths.values())} bits", f"at most {limit}")
     if len(lengths) == 1:
@@ -116,6 +137,27 @@ def _read_lengths(data: bytes, at: int, symbols: int, limit: int, place: Place) 
     if not complete:
         raise place.error(f"code lengths {lengths}", "a complete code, or a lone symbol of length 1")
     return lengths, end
+
+
+def _read_differences(data: bytes, count: int, row: int, place: Place) -> tuple[list[int], int]:
+    """Form 3: ``count`` lengths, each as its difference from the one a row before; and the bits that they take."""
+    stream = iter([byte >> k & 1 for byte in data for k in range(8)])
+    lengths: list[int] = []
+    bits = 0
+    try:
+        for i in range(count):
+            before = lengths[i - row] if i >= row else lengths[-1] if lengths else 0
+            ones = 0
+            while ones < 3 and next(stream):
+                ones += 1
+            explicit = sum(next(stream) << k for k in range(4)) if ones == 3 else 0
+            lengths.append((before, before + 1, before - 1, explicit)[ones])
+            bits += 7 if ones == 3 else ones + 1
+    except StopIteration:
+        raise place.error(f"a table that ends after {len(lengths)} lengths", str(count)) from None
+    if min(lengths) < 0:
+        raise place.error("a code of less than 0 bits", "0 to 11")
+    return lengths, bits
 
 
 def _make_table(lengths: dict[int, int]) -> Table:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from edgeslim.codec.format import hash32
 
-RAW, PLAIN, PAIR, GAP, MASK8, PLANES = range(6)
+RAW, PLAIN, PAIR, GAP, MASK8, PLANES, JOINT = range(7)
 COMPACT, NIBBLE = 1, 2
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from esz_builder import GAP, MASK8, PAIR, PLAIN, PLANES, Part, assemble, table
+from esz_builder import GAP, JOINT, MASK8, PAIR, PLAIN, PLANES, Part, assemble, table
 
 # Lengths A 1, B 2, C 3, D 3 -> codes A 0, B 10, C 110, D 111. ABACABAD is 0 10 0 110 0 10 0 111, then the sentinel 1:
 # 01001100 1001111(1)  read from bit 0 up: 0x32, 0x79.
@@ -52,6 +52,16 @@ ROWS_SETS = b"\x04" + table({0x41: 1}) + table({0x42: 1, 0x43: 1}) + 2 * table({
 ROWS_BLOCK = bytes.fromhex("01 00  04  aa 01")
 
 
+# 13 bytes with values up to 3, two gaps with symbols of their own: symbol 3 · gap + value - 1, and 6 + k is a run of
+# 2 · (k + 1) zeros. 0 1 is symbol 3; 0 0 0 0 is 7; 2 is 1; 3 is 2; 0 1 is 3; 0 0 0 is 7, which reaches past the end.
+# 7 -> 0, 3 -> 10, 1 -> 110, 2 -> 111. 10 0 110 111 10 0 and the sentinel: 10011011 11001 -> 0xD9, 0x13.
+# The table in form 3, from symbol 1 to 7, in rows of 3: lengths 3 3 2, 0 0 0, 1. 3 by itself is 111 and its four bits
+# 1100; the same: 0; one less: 110; then 0 0 0 by themselves, below 3 3 2: three times 111 0000; one more than 0: 10.
+# 11111000 11011100 00111000 01110000 10 -> 0x1F, 0x3B, 0x1C, 0x0E, 0x01.
+JOINT_BLOCK = bytes.fromhex("01 ff  03  03 01 07 1f 3b 1c 0e 01  d9 13")
+JOINT_IMAGE = bytes([0, 1, 0, 0, 0, 0, 2, 3, 0, 1, 0, 0, 0])
+
+
 def hand_worked() -> dict[str, tuple[bytes, bytes]]:
     """Name -> (container, image)."""
     raw_big = bytes(range(5))
@@ -66,6 +76,7 @@ def hand_worked() -> dict[str, tuple[bytes, bytes]]:
         ],
         "gap": [Part(name=b"gaps", image=GAP_IMAGE, alphabet=GAP, blocks=[GAP_BLOCK], cap_log2=5, dtype=2)],
         "mask8": [Part(name=b"masks", image=MASK8_IMAGE, alphabet=MASK8, blocks=[MASK8_BLOCK], shape=(3, 4))],
+        "joint": [Part(name=b"joint", image=JOINT_IMAGE, alphabet=JOINT, blocks=[JOINT_BLOCK], cap_log2=1, dtype=2)],
         "gap_nibble": [
             Part(
                 name=b"int4 gaps", image=NIBBLE_IMAGE, alphabet=GAP, blocks=[NIBBLE_BLOCK], cap_log2=5, fill=8,

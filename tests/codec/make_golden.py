@@ -143,6 +143,17 @@ def encoded() -> dict[str, tuple[bytes, bytes]]:
     ]
     image = b"".join(segment.data.tobytes() for segment in segments)
     vectors["row_classes"] = (encode_container(segments, block_bytes=8_192), image)
+    clusters = np.where(rng.random((200, 320)) < often[:200], 0, rng.integers(1, 16, (200, 320))).astype(np.uint8)
+    segments = [
+        Segment("clusters", clusters, "uint8", (200, 320)),
+        Segment("int4", int4(rng, 200_000, 0.85), "uint4x2", (200, 1000)),
+        Segment("pruned", np.where(rng.random(40_000) < 0.8, np.float32(0), clustered[0]), "float32", (40_000,)),
+        Segment(
+            "few", np.where(rng.random(3_000) < 0.8, 2, rng.integers(0, 6, 3_000)).astype(np.uint8), "uint8", (3_000,)
+        ),
+    ]
+    image = b"".join(segment.data.tobytes() for segment in segments)
+    vectors["joints"] = (encode_container(segments, block_bytes=32_768, alphabets=("JOINT", "CODEBOOK", "ROWS")), image)
     return vectors
 
 

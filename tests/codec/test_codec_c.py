@@ -22,7 +22,7 @@ PACKAGES = {
     "arm-linux-gnueabihf-gcc": "gcc-arm-linux-gnueabihf",
     "arm-none-eabi-gcc": "gcc-arm-none-eabi",
 }
-MOST_SMALL_BYTES = 8_448  # code and messages; the aim is 6,144
+MOST_SMALL_BYTES = 9_472  # code and messages; the aim is 6,144
 SANITIZERS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 

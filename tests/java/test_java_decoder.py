@@ -26,7 +26,7 @@ NAMES = sorted(name for name in DIGESTS if name.endswith(".esz"))
 SMALL_BYTES = 1200
 
 SIZES = (0, 1, 7, 8, 33, 64, 1000, 4096, 4097, 9001, 65_537, 300_000)
-ALPHABETS = ("RAW", "PLAIN", "PAIR", "GAP", "MASK8", "PLANES")
+ALPHABETS = ("RAW", "PLAIN", "PAIR", "GAP", "MASK8", "PLANES", "JOINT")
 NO_IMAGE_HASH = 1
 COMPACT, RAW = 1, 0
 

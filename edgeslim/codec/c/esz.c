@@ -81,13 +81,16 @@ esz_status esz_index_begin(esz_cursor *c, const esz_header *h, const uint8_t *in
 
 /* The rules of an entry that concern its alphabet, flags and sizes. */
 static esz_status check_entry(esz_segment *s) {
-    unsigned compact = s->flags & ESZ_COMPACT, sparse = s->alphabet == ESZ_GAP || s->alphabet == ESZ_MASK8;
-    unsigned planes = s->alphabet == ESZ_PLANES;
-    if (s->alphabet > ESZ_PLANES) return ESZ_E_ALPHABET;
+    const unsigned compact = s->flags & ESZ_COMPACT, planes = s->alphabet == ESZ_PLANES, joint = s->alphabet == ESZ_JOINT;
+    const unsigned sparse = s->alphabet == ESZ_GAP || s->alphabet == ESZ_MASK8 || joint;
+    if (s->alphabet > ESZ_JOINT) return ESZ_E_ALPHABET;
     if (s->decoded_bytes > ESZ_MAX_SEGMENT_BYTES || (s->flags & ~(ESZ_COMPACT | ESZ_NIBBLE)) != 0) return ESZ_E_INDEX;
     if ((s->flags & ESZ_NIBBLE) && (!sparse || s->fill > 15)) return ESZ_E_INDEX;
     if (!sparse && s->fill > planes) return ESZ_E_INDEX;
-    if (s->alphabet == ESZ_GAP ? s->cap_log2 < 5 || s->cap_log2 > 8 : s->cap_log2 != 0) return ESZ_E_INDEX;
+    if (s->alphabet == ESZ_GAP ? s->cap_log2 < 5 || s->cap_log2 > 8
+        : joint                ? s->cap_log2 < 1 || s->cap_log2 > 4
+                               : s->cap_log2 != 0)
+        return ESZ_E_INDEX;
     if (s->book_log2 != 0 && (s->book_log2 > 3 || s->alphabet == ESZ_RAW || s->alphabet == ESZ_PAIR ||
                               (s->flags & ESZ_NIBBLE) || s->decoded_bytes % (1u << s->book_log2) != 0))
         return ESZ_E_INDEX;
@@ -198,6 +201,7 @@ esz_status esz_segment_begin(esz_decoder *d, const esz_segment *s, const uint8_t
         at = 8 * (size_t)s->block_count;
         if (s->alphabet != ESZ_RAW) {
             uint32_t k;
+            esz_set set[ESZ_SETS_AT_ONCE];
             if (esz_has_book(s)) {
                 size_t bytes = esz_read_book(d, directory + at, s->directory_bytes - at);
                 if (bytes == 0) return ESZ_E_DIRECTORY;
@@ -207,9 +211,13 @@ esz_status esz_segment_begin(esz_decoder *d, const esz_segment *s, const uint8_t
             d->set_count = directory[at++];
             d->sets_at = (uint32_t)at;
             for (k = 0; k < d->set_count; k++) {
-                size_t bytes = esz_read_set(d, directory + at, s->directory_bytes - at, 0, 0);
+                size_t bytes = esz_read_set(d, directory + at, s->directory_bytes - at, &set[k % ESZ_SETS_AT_ONCE]);
                 if (bytes == 0) return ESZ_E_TABLE;
                 at += bytes;
+            }
+            if (d->set_count == (s->row_items != 0 ? ESZ_ROW_CLASSES : 1u)) { /* as good as every segment */
+                esz_build_sets(d, set, d->set_count);
+                d->loaded_set = 0;
             }
         }
         if (at != s->directory_bytes) return ESZ_E_DIRECTORY;

@@ -84,9 +84,13 @@ typedef struct {
     uint32_t sets_at, set_count, loaded_set, begun, book_count;
 #if defined(ESZ_SMALL)
     esz_table table[2];
+    uint32_t values;
 #else
     uint32_t bits[2]; /* of an index into a first and into a second table */
-    uint16_t entry[2 * ESZ_ROW_CLASSES << ESZ_MAX_CODE_BITS]; /* first tables of all classes, then second ones */
+    union {           /* of each class the first table, then the second */
+        uint16_t code[2 * ESZ_ROW_CLASSES << ESZ_MAX_CODE_BITS];
+        uint32_t joint[ESZ_ROW_CLASSES << ESZ_MAX_CODE_BITS];
+    } entry;
 #endif
 } esz_decoder;
 

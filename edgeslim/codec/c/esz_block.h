@@ -13,14 +13,16 @@ static int esz_has_book(const esz_segment *s) { return s->book_log2 != 0 && s->a
 static esz_status esz_decode_coded(esz_decoder *d, uint32_t block, unsigned mode, unsigned table, const uint8_t *coded,
                                size_t coded_bytes, uint8_t *out, size_t items, size_t stride) {
     const esz_segment *s = &d->segment;
-    unsigned sparse = s->alphabet == ESZ_GAP || s->alphabet == ESZ_MASK8;
+    const unsigned chunked = s->alphabet != ESZ_PLAIN && s->alphabet != ESZ_PAIR && s->alphabet != ESZ_PLANES;
     esz_code code;
-    if (mode != 1 && mode != 4 && (mode != 8 || sparse)) return ESZ_E_BLOCK;
+    if (mode != 1 && mode != 4 && (mode != 8 || chunked)) return ESZ_E_BLOCK;
     memset(&code, 0, sizeof code);
     code.alphabet = s->alphabet;
     code.nibble = (s->flags & ESZ_NIBBLE) != 0;
     code.cap = s->alphabet == ESZ_GAP ? (1u << s->cap_log2) - 1 : 0;
     code.fill = s->fill;
+    code.joint.gaps_log2 = s->cap_log2;
+    code.joint.fill = s->fill;
     if (table == ESZ_OWN_TABLE) {
         size_t bytes = esz_load_own_set(d, coded, coded_bytes);
         if (bytes == 0) return ESZ_E_TABLE;
@@ -46,11 +48,13 @@ static esz_status esz_decode_coded(esz_decoder *d, uint32_t block, unsigned mode
 #if defined(ESZ_SMALL)
     code.first = &d->table[0];
     code.second = &d->table[1];
+    code.joint.values = d->values;
 #else
     for (table = 0; table < ESZ_ROW_CLASSES; table++) {
-        code.first[table].entry = d->entry + ((size_t)table << ESZ_MAX_CODE_BITS);
+        code.first[table].entry = d->entry.code + esz_table_at(d, table, 0);
+        code.first[table].joint = d->entry.joint + esz_table_at(d, table, 0);
         code.first[table].bits = d->bits[0];
-        code.second[table].entry = d->entry + ((size_t)(ESZ_ROW_CLASSES + table) << ESZ_MAX_CODE_BITS);
+        code.second[table].entry = d->entry.code + esz_table_at(d, table, 1);
         code.second[table].bits = d->bits[1];
     }
 #endif

@@ -18,6 +18,12 @@
 /* GAP and MASK8 decode at a third of the speed of PLAIN and PAIR, and must be this much smaller. */
 #define ESZ_SPARSE_GAIN 0.98
 
+/* JOINT decodes a value in one step, GAP in two: GAP and MASK8 must be this much smaller. */
+#define ESZ_JOINT_GAIN 0.985
+
+/* Gaps above 63 leave less room for the codes of the others, the more so with classes of rows. */
+#define ESZ_LONG_GAPS_GAIN 0.99
+
 /* PLANES, too: what a sample of two planes seems to gain over their bytes in one may be chance. */
 #define ESZ_PLANES_GAIN 0.99
 
@@ -30,6 +36,7 @@ static void esz_set_shape(const esz_kind *k, int small, unsigned symbols[2], uns
     symbols[0] = k->alphabet == ESZ_PAIR    ? 16
                  : k->alphabet == ESZ_GAP   ? k->cap + 1
                  : k->alphabet == ESZ_MASK8 ? 256
+                 : k->alphabet == ESZ_JOINT ? k->cap * k->top + ESZ_JOINT_RUNS
                                             : k->values;
     symbols[1] = sparse ? (k->nibble ? 16 : k->values) : 0;
     limit[0] = k->alphabet == ESZ_PAIR ? ESZ_MAX_PAIR_BITS : sparse && small ? 8 : ESZ_MAX_CODE_BITS;
@@ -42,6 +49,7 @@ static void esz_set_codes(esz_codebook b[2], const uint32_t *counts, const esz_k
     esz_set_shape(k, small, symbols, limit);
     esz_code_lengths(&b[0], counts, symbols[0], limit[0]);
     if (b[0].used == 0) b[0].used = b[0].length[0] = 1;
+    b[0].top = k->top;
     b[1].symbols = 0;
     if (symbols[1] == 0) return;
     esz_code_lengths(&b[1], counts + 256, symbols[1], limit[1]);
@@ -56,7 +64,9 @@ static uint64_t esz_set_bits(const esz_codebook b[2], const uint32_t *counts) {
 }
 
 static size_t esz_set_write(uint8_t *p, const esz_codebook b[2]) {
-    size_t one = esz_table_write(p, &b[0]);
+    size_t one = b[0].top != 0;
+    if (p != NULL && one) p[0] = (uint8_t)b[0].top;
+    one += esz_table_write(p ? p + one : NULL, &b[0]);
     return b[1].symbols ? one + esz_table_write(p ? p + one : NULL, &b[1]) : one;
 }
 
@@ -91,6 +101,13 @@ static void esz_recap(uint32_t *to, const uint32_t *counts, unsigned cap) {
     }
 }
 
+static unsigned esz_largest(const uint8_t *d, size_t n) {
+    unsigned char most = 0;
+    size_t i;
+    for (i = 0; i < n; i++) most = d[i] > most ? d[i] : most;
+    return most;
+}
+
 /* Counts over all of the segment, or over stretches of it. Returns the number of bytes counted. */
 static size_t esz_sample(const uint8_t *d, size_t n, const esz_kind *k, uint32_t *counts) {
     const size_t per_byte = k->nibble ? 2 : 1;
@@ -121,10 +138,14 @@ typedef struct {
 /* Takes `k` if it is cheaper; `scale` makes the counted bits those of the whole segment. */
 static void esz_weigh(esz_choice *best, const esz_kind *k, const uint32_t *counts, double scale, int small) {
     esz_codebook b[2];
-    double bits;
+    double bits, gain = 1;
     esz_set_codes(b, counts, k, small);
     bits = (double)esz_set_bits(b, counts) * scale + 8.0 * (double)esz_set_write(NULL, b);
-    if (bits >= best->bits * (b[1].symbols && best->kind.alphabet <= ESZ_PAIR ? ESZ_SPARSE_GAIN : 1)) return;
+    if (k->alphabet > ESZ_PAIR && best->kind.alphabet <= ESZ_PAIR) gain = ESZ_SPARSE_GAIN;
+    if (k->alphabet != ESZ_JOINT && best->kind.alphabet == ESZ_JOINT) gain = ESZ_JOINT_GAIN;
+    if (k->alphabet == ESZ_JOINT && (best->kind.alphabet == ESZ_GAP || best->kind.alphabet == ESZ_MASK8))
+        gain = 1 / ESZ_JOINT_GAIN;
+    if (bits >= best->bits * gain) return;
     best->bits = bits;
     best->kind = *k;
 }
@@ -136,13 +157,25 @@ static void esz_weigh_sparse(esz_choice *best, const uint8_t *d, size_t n, unsig
     uint32_t counts[512], recapped[512];
     double total = 0, least = 0;
     unsigned i, cap = 31;
-    esz_kind k = {ESZ_GAP, 0, 255, 0, 256, 0};
+    esz_kind k = {ESZ_GAP, 0, 255, 0, 256, 0, 0};
     k.nibble = nibble;
     for (i = 0; i < (nibble ? 16u : 256u); i++) {
         total += seen[i];
         if (seen[i] > seen[k.fill]) k.fill = i;
     }
     if (seen[k.fill] < ESZ_SPARSE_SHARE * total) return;
+    if (o->alphabets >> ESZ_JOINT & 1) {
+        k.alphabet = ESZ_JOINT;
+        k.top = nibble ? 15 : esz_largest(d, n);
+        for (k.cap = 16; k.cap > 1 && k.top >= k.fill && k.top > 0; k.cap /= 2) {
+            if (k.cap * k.top + ESZ_JOINT_RUNS > 256) continue;
+            esz_sample(d, n, &k, counts);
+            esz_weigh(best, &k, counts, scale, o->small != 0);
+        }
+        k.alphabet = ESZ_GAP;
+        k.top = 0;
+        k.cap = 255;
+    }
     if (o->alphabets >> ESZ_GAP & 1) {
         esz_sample(d, n, &k, counts);
         memcpy(recapped + 256, counts + 256, 256 * sizeof *counts);
@@ -152,7 +185,7 @@ static void esz_weigh_sparse(esz_choice *best, const uint8_t *d, size_t n, unsig
             esz_recap(recapped, counts, caps[i]);
             esz_code_lengths(&b, recapped, caps[i] + 1, o->small ? 8 : ESZ_MAX_CODE_BITS);
             bits = (double)esz_total_bits(&b, recapped) * scale + 8.0 * (double)esz_table_write(NULL, &b);
-            if (i > 0 && bits >= least) continue;
+            if (i > 0 && bits >= least * (i > 1 ? ESZ_LONG_GAPS_GAIN : 1)) continue;
             least = bits;
             cap = caps[i];
         }
@@ -172,8 +205,8 @@ static void esz_weigh_sparse(esz_choice *best, const uint8_t *d, size_t n, unsig
  * storing the bytes. `indices`: the bytes stand for values, so nibbles of them are not tried. */
 static double esz_choose(esz_kind *best, const uint8_t *d, size_t n, const esz_encode_options *o, int indices) {
     uint32_t bytes[512], nibbles[512] = {0};
-    esz_choice choice = {{ESZ_RAW, 0, 0, 0, 256, 0}, 0};
-    esz_kind k = {ESZ_PLAIN, 0, 0, 0, 256, 0};
+    esz_choice choice = {{ESZ_RAW, 0, 0, 0, 256, 0, 0}, 0};
+    esz_kind k = {ESZ_PLAIN, 0, 0, 0, 256, 0, 0};
     double scale;
     unsigned i;
     choice.bits = (indices ? 64.0 : 8.0) * (double)n; /* an index replaces up to 8 bytes */

@@ -13,6 +13,7 @@ typedef struct {
     esz_table first[ESZ_ROW_CLASSES], second[ESZ_ROW_CLASSES];
 #endif
     unsigned alphabet, nibble, cap, fill;
+    esz_joint joint; /* its `values` in small builds only */
     const uint8_t *map;  /* the classes of the block's rows, 2 bits each */
     size_t row_items;    /* 0: no rows */
     size_t first_row;    /* items of the block's first row, which may have started in the block before */

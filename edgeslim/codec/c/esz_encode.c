@@ -158,7 +158,7 @@ static int prepare_rows(source *src, const esz_encode_options *o) {
     size_t row, step, seen;
     unsigned c;
     if (!(o->alphabets & ESZ_ALLOW_ROWS) || o->small) return 1;
-    if (alphabet != ESZ_PLAIN && alphabet != ESZ_GAP && alphabet != ESZ_MASK8) return 1;
+    if (alphabet != ESZ_PLAIN && alphabet != ESZ_GAP && alphabet != ESZ_MASK8 && alphabet != ESZ_JOINT) return 1;
     src->rows.items = esz_row_items(&src->kind, o->row_nibbles, items, src->book.log2);
     if (src->rows.items == 0) return 1;
     src->rows.count = (items - 1) / src->rows.items + 1;
@@ -208,7 +208,7 @@ static int prepare(source *src, const uint8_t *d, size_t n, const esz_encode_opt
             unsigned rotate;
             book_bits = esz_weigh_planes(d, n, log2, &rotate);
             if (book_bits < ESZ_PLANES_GAIN * bits) {
-                const esz_kind planes = {ESZ_PLANES, 0, 0, rotate, 256, 1u << log2};
+                const esz_kind planes = {ESZ_PLANES, 0, 0, rotate, 256, 0, 1u << log2};
                 bits = book_bits;
                 src->kind = planes;
                 src->classes = 1u << log2;
@@ -256,7 +256,7 @@ int esz_encode_segment(const uint8_t *d, size_t n, const esz_encode_options *o, 
         out->fill = (uint8_t)src.kind.fill;
         out->book_log2 = (uint8_t)src.book.log2;
         while (src.kind.planes >> out->book_log2 > 1) out->book_log2++;
-        while (src.kind.cap >> out->cap_log2 != 0) out->cap_log2++;
+        while (src.kind.cap >> out->cap_log2 > (src.kind.alphabet == ESZ_JOINT)) out->cap_log2++;
         out->row_units = (uint16_t)(src.rows.items / ESZ_ROW_UNIT);
         if (status == 0) status = n <= compact ? encode_compact(&src, o, out) : encode_blocks(&src, o, out);
     }

@@ -11,8 +11,8 @@
 extern "C" {
 #endif
 
-#define ESZ_ALLOW_CODEBOOK 64u /* in esz_encode_options.alphabets */
-#define ESZ_ALLOW_ROWS 128u
+#define ESZ_ALLOW_CODEBOOK 128u /* in esz_encode_options.alphabets */
+#define ESZ_ALLOW_ROWS 256u
 
 typedef struct {
     uint32_t block_log2; /* 12 to 20 */

@@ -52,6 +52,12 @@ ESZ_INLINE unsigned esz_lane_next(esz_lane *l, const uint16_t *table, unsigned m
     return e >> 8;
 }
 
+ESZ_INLINE uint32_t esz_lane_joint(esz_lane *l, const uint32_t *table, unsigned mask) {
+    uint32_t e = table[l->b & mask];
+    l->b >>= e & 63;
+    return e;
+}
+
 /* Gives the lane's position to the careful reader; 0 if it lies behind the stream's end. */
 ESZ_INLINE int esz_lane_end(const esz_lane *l, esz_reader *r) {
     unsigned used = (unsigned)__builtin_clzll(l->b);
@@ -75,9 +81,6 @@ ESZ_INLINE size_t esz_steps(const uint8_t *p, const uint8_t *last, size_t step) 
 
 ESZ_INLINE size_t esz_least(size_t a, size_t b) { return a < b ? a : b; }
 
-/* Where values' tables stand, from the first table of the same row class. */
-#define ESZ_VALUES ((size_t)ESZ_ROW_CLASSES << ESZ_MAX_CODE_BITS)
-
 /* The tables of a lane's row, and the item where the row ends. */
 typedef struct {
     const uint16_t *t;
@@ -95,6 +98,10 @@ ESZ_INLINE void esz_lane_row_begin(esz_lane_row *l, const esz_code *c, size_t at
     esz_row_begin(&l->row, c);
     esz_lane_seek(l, c, at);
 }
+
+#define ESZ_EIGHT(act) act(0) act(1) act(2) act(3) act(4) act(5) act(6) act(7)
+#define esz_lane_put8(s) dst[(at + s) * stride] = (uint8_t)esz_lane_next(&l##s, table, mask);
+#define esz_lane_refill8(s) esz_lane_refill(&l##s);
 
 /* PLAIN and PAIR, 8 interleaved streams: `round` symbols a lane between refills; bytes go `stride` apart. Returns the
  * items done (a multiple of 8), or n + 1 if a stream ran past its end. */
@@ -122,7 +129,7 @@ ESZ_INLINE size_t esz_plain8_core(const esz_code *c, esz_reader *r, uint8_t *dst
     }
     for (;;) {
         size_t k = (stop - at) / (8 * round), room = esz_steps(l0.p, last, 8);
-        unsigned i, many = round;
+        unsigned i;
         room = esz_least(room, esz_steps(l1.p, last, 8));
         room = esz_least(room, esz_steps(l2.p, last, 8));
         room = esz_least(room, esz_steps(l3.p, last, 8));
@@ -132,37 +139,22 @@ ESZ_INLINE size_t esz_plain8_core(const esz_code *c, esz_reader *r, uint8_t *dst
         room = esz_least(room, esz_steps(l7.p, last, 8));
         if (room == 0) break;
         if (rows && k == 0) { /* the row's last items, then the next row */
-            if (stop - at >= 8) {
-                k = 1;
-                many = (unsigned)(stop - at) / 8;
-            } else if (at == stop && at < n) {
-                esz_lane_seek(&row, c, at);
-                table = row.t;
-                stop = esz_least(row.end, n);
-                continue;
+            for (i = (unsigned)(stop - at) / 8; i > 0; i--, at += 8) {
+                ESZ_EIGHT(esz_lane_put8)
             }
+            ESZ_EIGHT(esz_lane_refill8)
+            if (at < stop || at >= n) break;
+            esz_lane_seek(&row, c, at);
+            table = row.t;
+            stop = esz_least(row.end, n);
+            continue;
         }
         if (k == 0) break;
         for (k = esz_least(k, room); k > 0; k--) {
-            for (i = 0; i < (rows ? many : round); i++, at += 8) {
-                uint8_t *out = dst + at * stride;
-                out[0] = (uint8_t)esz_lane_next(&l0, table, mask);
-                out[stride] = (uint8_t)esz_lane_next(&l1, table, mask);
-                out[2 * stride] = (uint8_t)esz_lane_next(&l2, table, mask);
-                out[3 * stride] = (uint8_t)esz_lane_next(&l3, table, mask);
-                out[4 * stride] = (uint8_t)esz_lane_next(&l4, table, mask);
-                out[5 * stride] = (uint8_t)esz_lane_next(&l5, table, mask);
-                out[6 * stride] = (uint8_t)esz_lane_next(&l6, table, mask);
-                out[7 * stride] = (uint8_t)esz_lane_next(&l7, table, mask);
+            for (i = 0; i < round; i++, at += 8) {
+                ESZ_EIGHT(esz_lane_put8)
             }
-            esz_lane_refill(&l0);
-            esz_lane_refill(&l1);
-            esz_lane_refill(&l2);
-            esz_lane_refill(&l3);
-            esz_lane_refill(&l4);
-            esz_lane_refill(&l5);
-            esz_lane_refill(&l6);
-            esz_lane_refill(&l7);
+            ESZ_EIGHT(esz_lane_refill8)
         }
     }
     if (esz_lane_end(&l0, &r[0]) && esz_lane_end(&l1, &r[1]) && esz_lane_end(&l2, &r[2]) && esz_lane_end(&l3, &r[3]) &&
@@ -177,7 +169,7 @@ ESZ_INLINE size_t esz_gap_step(esz_lane *l, const uint16_t *t, unsigned gap_mask
     unsigned gap = esz_lane_next(l, t, gap_mask), value;
     if (__builtin_expect(gap == cap, 0)) return at + gap;
     at += gap;
-    value = esz_lane_next(l, t + ESZ_VALUES, value_mask);
+    value = esz_lane_next(l, t + gap_mask + 1, value_mask);
     if (nibble)
         dst[at >> 1] ^= (uint8_t)((value ^ fill) << (4 * (at & 1)));
     else
@@ -193,6 +185,7 @@ ESZ_INLINE int esz_gap4_core(const esz_code *c, esz_reader *r, uint8_t *dst, siz
     const unsigned gm = (1u << c->first[0].bits) - 1, vm = (1u << c->second[0].bits) - 1, cap = c->cap, fill = c->fill;
     const size_t step = 2 * (size_t)cap, e0 = end[0], e1 = end[1], e2 = end[2], e3 = end[3];
     size_t a0 = at[0], a1 = at[1], a2 = at[2], a3 = at[3], k, s;
+    int more;
     const uint16_t *t0 = c->first[0].entry, *t1 = t0, *t2 = t0, *t3 = t0;
     esz_lane l0, l1, l2, l3;
     esz_lane_row row[4];
@@ -229,13 +222,27 @@ ESZ_INLINE int esz_gap4_core(const esz_code *c, esz_reader *r, uint8_t *dst, siz
             ESZ_STEP(1)
             ESZ_STEP(2)
             ESZ_STEP(3)
-#undef ESZ_STEP
             esz_lane_refill(&l0);
             esz_lane_refill(&l1);
             esz_lane_refill(&l2);
             esz_lane_refill(&l3);
         }
     }
+    do { /* lanes that are not done go on, as long as a gap ends before the chunk */
+        more = 0;
+#define ESZ_LAST(s) \
+    if (esz_steps(l##s.p, last, 8) > 0 && (t##s[l##s.b & gm] >> 8) < e##s - a##s) { \
+        ESZ_STEP(s) \
+        esz_lane_refill(&l##s); \
+        more = 1; \
+    }
+        ESZ_LAST(0)
+        ESZ_LAST(1)
+        ESZ_LAST(2)
+        ESZ_LAST(3)
+#undef ESZ_LAST
+#undef ESZ_STEP
+    } while (more);
     at[0] = a0;
     at[1] = a1;
     at[2] = a2;
@@ -243,30 +250,90 @@ ESZ_INLINE int esz_gap4_core(const esz_code *c, esz_reader *r, uint8_t *dst, siz
     return esz_lane_end(&l0, &r[0]) && esz_lane_end(&l1, &r[1]) && esz_lane_end(&l2, &r[2]) && esz_lane_end(&l3, &r[3]);
 }
 
-/* GAP, what the four lanes have left: each by itself, as far as it can. */
-ESZ_INLINE int esz_gap1_core(const esz_code *c, esz_reader *r, const uint8_t *last, uint8_t *dst, size_t *position,
-                             size_t end, const unsigned nibble, const unsigned rows) {
-    const unsigned gm = (1u << c->first[0].bits) - 1, vm = (1u << c->second[0].bits) - 1, cap = c->cap, fill = c->fill;
-    const uint8_t *from = r->p - (r->held + 7) / 8;
-    const unsigned used = (8 - r->held % 8) % 8;
-    size_t at = *position;
-    esz_lane_row row;
-    esz_lane lane;
-    if (from > last) return 1;
-    esz_lane_begin(&lane, from);
-    lane.b >>= used;
-    row.t = c->first[0].entry;
-    if (rows) esz_lane_row_begin(&row, c, at);
-    while (esz_steps(lane.p, last, 8) > 0 && (end - at) / 2 >= cap) {
-        unsigned twice;
-        for (twice = 0; twice < 2; twice++) {
-            at = esz_gap_step(&lane, row.t, gm, vm, cap, fill, nibble, dst, at);
-            if (rows && at >= row.end) esz_lane_seek(&row, c, at);
+/* One token of JOINT; its last element is where its value goes, and a run's value is the fill value. */
+ESZ_INLINE size_t esz_joint_step(esz_lane *l, const uint32_t *t, unsigned mask, unsigned fill, const unsigned nibble,
+                                 uint8_t *dst, size_t at) {
+    const uint32_t e = esz_lane_joint(l, t, mask);
+    at += e >> 16;
+    if (nibble)
+        dst[(at - 1) >> 1] ^= (uint8_t)((e >> 8 ^ fill) << (4 * ((at - 1) & 1)));
+    else
+        dst[at - 1] = (uint8_t)(e >> 8);
+    return at;
+}
+
+/* JOINT, 4 chunks; as esz_gap4_core. */
+ESZ_INLINE int esz_joint4_core(const esz_code *c, esz_reader *r, uint8_t *dst, size_t *at, const size_t *end,
+                               const unsigned nibble, const unsigned rows) {
+    const uint8_t *last = r[3].end - 8;
+    const unsigned mask = (1u << c->first[0].bits) - 1, fill = c->fill;
+    const size_t step = 5 * ((size_t)ESZ_JOINT_RUNS << c->joint.gaps_log2), e0 = end[0], e1 = end[1], e2 = end[2], e3 = end[3];
+    size_t a0 = at[0], a1 = at[1], a2 = at[2], a3 = at[3], k, s;
+    int more;
+    const uint32_t *t0 = c->first[0].joint, *t1 = t0, *t2 = t0, *t3 = t0;
+    esz_lane l0, l1, l2, l3;
+    esz_row row[4];
+    if (r[3].end - r[0].p < 8 || r[3].p > last) return 1;
+    esz_lane_begin(&l0, r[0].p);
+    esz_lane_begin(&l1, r[1].p);
+    esz_lane_begin(&l2, r[2].p);
+    esz_lane_begin(&l3, r[3].p);
+    if (rows) {
+        for (s = 0; s < 4; s++) {
+            esz_row_begin(&row[s], c);
+            esz_row_seek(&row[s], c, at[s]);
         }
-        esz_lane_refill(&lane);
+        t0 = c->first[row[0].number].joint;
+        t1 = c->first[row[1].number].joint;
+        t2 = c->first[row[2].number].joint;
+        t3 = c->first[row[3].number].joint;
     }
-    *position = at;
-    return esz_lane_end(&lane, r);
+    for (;;) {
+        k = esz_least(esz_steps(l0.p, last, 8), (e0 - a0) / step);
+        k = esz_least(esz_least(k, esz_steps(l1.p, last, 8)), (e1 - a1) / step);
+        k = esz_least(esz_least(k, esz_steps(l2.p, last, 8)), (e2 - a2) / step);
+        k = esz_least(esz_least(k, esz_steps(l3.p, last, 8)), (e3 - a3) / step);
+        if (k == 0) break;
+        for (; k > 0; k--) {
+            unsigned i;
+            for (i = 0; i < 5; i++) {
+#define ESZ_STEP(s) \
+    a##s = esz_joint_step(&l##s, t##s, mask, fill, nibble, dst, a##s); \
+    if (rows && __builtin_expect(a##s >= row[s].end, 0)) { \
+        esz_row_seek(&row[s], c, a##s); \
+        t##s = c->first[row[s].number].joint; \
+    }
+                ESZ_STEP(0)
+                ESZ_STEP(1)
+                ESZ_STEP(2)
+                ESZ_STEP(3)
+            }
+            esz_lane_refill(&l0);
+            esz_lane_refill(&l1);
+            esz_lane_refill(&l2);
+            esz_lane_refill(&l3);
+        }
+    }
+    do { /* lanes that are not done go on, as long as a token ends within the chunk */
+        more = 0;
+#define ESZ_LAST(s) \
+    if (esz_steps(l##s.p, last, 8) > 0 && (t##s[l##s.b & mask] >> 16) <= e##s - a##s && a##s < e##s) { \
+        ESZ_STEP(s) \
+        esz_lane_refill(&l##s); \
+        more = 1; \
+    }
+        ESZ_LAST(0)
+        ESZ_LAST(1)
+        ESZ_LAST(2)
+        ESZ_LAST(3)
+#undef ESZ_LAST
+#undef ESZ_STEP
+    } while (more);
+    at[0] = a0;
+    at[1] = a1;
+    at[2] = a2;
+    at[3] = a3;
+    return esz_lane_end(&l0, &r[0]) && esz_lane_end(&l1, &r[1]) && esz_lane_end(&l2, &r[2]) && esz_lane_end(&l3, &r[3]);
 }
 
 ESZ_INLINE void esz_store(uint8_t *p, uint64_t x, const unsigned bytes) {
@@ -285,13 +352,13 @@ ESZ_INLINE void esz_mask8_step(esz_lane *l, const uint16_t *t, unsigned mask_mas
     uint64_t group = nibble ? fill * (uint64_t)0x11111111u : fill * (uint64_t)0x0101010101010101u;
     unsigned mask = esz_lane_next(l, t, mask_mask), n;
     for (n = 0; n < 4 && mask != 0; n++, mask &= mask - 1) { /* mask and 4 values: at most 55 bits */
-        unsigned value = esz_lane_next(l, t + ESZ_VALUES, value_mask);
+        unsigned value = esz_lane_next(l, t + mask_mask + 1, value_mask);
         group ^= (uint64_t)(value ^ fill) << (bits * (unsigned)__builtin_ctz(mask));
     }
     if (mask != 0) {
         esz_lane_refill(l);
         for (; mask != 0; mask &= mask - 1) {
-            unsigned value = esz_lane_next(l, t + ESZ_VALUES, value_mask);
+            unsigned value = esz_lane_next(l, t + mask_mask + 1, value_mask);
             group ^= (uint64_t)(value ^ fill) << (bits * (unsigned)__builtin_ctz(mask));
         }
     }
@@ -345,17 +412,6 @@ ESZ_INLINE int esz_mask4_core(const esz_code *c, esz_reader *r, uint8_t *dst, si
     return esz_lane_end(&l0, &r[0]) && esz_lane_end(&l1, &r[1]) && esz_lane_end(&l2, &r[2]) && esz_lane_end(&l3, &r[3]);
 }
 
-ESZ_INLINE int esz_gap_all(const esz_code *c, esz_reader *r, uint8_t *dst, size_t *at, const size_t *end,
-                           const unsigned nibble, const unsigned rows) {
-    const uint8_t *last = r[3].end - 8;
-    unsigned s;
-    if (r[3].end - r[0].p < 8 || r[3].p > last) return 1;
-    if (!esz_gap4_core(c, r, dst, at, end, nibble, rows)) return 0;
-    for (s = 0; s < 4; s++)
-        if (!esz_gap1_core(c, &r[s], last, dst, &at[s], end[s], nibble, rows)) return 0;
-    return 1;
-}
-
 #define ESZ_LOOPS(name, attribute) \
     attribute static size_t esz_plain8_##name(const esz_code *c, esz_reader *r, uint8_t *dst, size_t n, \
                                               size_t stride) { \
@@ -366,10 +422,17 @@ ESZ_INLINE int esz_gap_all(const esz_code *c, esz_reader *r, uint8_t *dst, size_
     } \
     attribute static int esz_gap4_##name(const esz_code *c, esz_reader *r, uint8_t *dst, size_t *at, \
                                          const size_t *end) { \
-        return c->row_items != 0 ? c->nibble ? esz_gap_all(c, r, dst, at, end, 1, 1) \
-                                             : esz_gap_all(c, r, dst, at, end, 0, 1) \
-               : c->nibble       ? esz_gap_all(c, r, dst, at, end, 1, 0) \
-                                 : esz_gap_all(c, r, dst, at, end, 0, 0); \
+        return c->row_items != 0 ? c->nibble ? esz_gap4_core(c, r, dst, at, end, 1, 1) \
+                                             : esz_gap4_core(c, r, dst, at, end, 0, 1) \
+               : c->nibble       ? esz_gap4_core(c, r, dst, at, end, 1, 0) \
+                                 : esz_gap4_core(c, r, dst, at, end, 0, 0); \
+    } \
+    attribute static int esz_joint4_##name(const esz_code *c, esz_reader *r, uint8_t *dst, size_t *at, \
+                                           const size_t *end) { \
+        return c->row_items != 0 ? c->nibble ? esz_joint4_core(c, r, dst, at, end, 1, 1) \
+                                             : esz_joint4_core(c, r, dst, at, end, 0, 1) \
+               : c->nibble       ? esz_joint4_core(c, r, dst, at, end, 1, 0) \
+                                 : esz_joint4_core(c, r, dst, at, end, 0, 0); \
     } \
     attribute static int esz_mask4_##name(const esz_code *c, esz_reader *r, uint8_t *dst, size_t *at, \
                                           const size_t *end) { \

@@ -34,6 +34,7 @@
 #define ESZ_GAP 3u
 #define ESZ_MASK8 4u
 #define ESZ_PLANES 5u
+#define ESZ_JOINT 6u
 
 /* Segment flags. */
 #define ESZ_COMPACT 1u
@@ -58,6 +59,7 @@
 #define ESZ_ROW_UNIT 8u    /* a row is a multiple of this many items */
 #define ESZ_ROW_CLASSES 4u /* table sets that the rows of a block choose from */
 #define ESZ_MAX_CODE_BITS 11u
+#define ESZ_JOINT_RUNS 8u  /* symbols of JOINT that stand for a run of fill values */
 #define ESZ_MAX_PAIR_BITS 6u /* code length limit of PAIR's table */
 
 #endif

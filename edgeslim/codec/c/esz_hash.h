@@ -1,8 +1,8 @@
 /* The container's hash (FORMAT.md, section 1), one-shot and streaming, and little-endian loads.
  *
- * Eight lanes of 32-bit words, each with a sum and a rotating sum of sums: only additions and rotations, which every
- * vector unit has and which a device without one does in four instructions a word. XXH32, which stood here before, took
- * longer than the decoding. Only the end multiplies, to spread the lanes over the 32 bits.
+ * XXH32 (Yann Collet, 2012) over four strands of the data, each of every fourth piece of 16 bytes, and once more over
+ * their four hashes. One strand is a chain of multiplications and takes longer than the decoding; four fill the lanes
+ * of a vector unit.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef ESZ_HASH_H
@@ -15,6 +15,8 @@
 #define ESZ_HASH_P1 0x9E3779B1u
 #define ESZ_HASH_P2 0x85EBCA77u
 #define ESZ_HASH_P3 0xC2B2AE3Du
+#define ESZ_HASH_P4 0x27D4EB2Fu
+#define ESZ_HASH_P5 0x165667B1u
 
 #if defined(_WIN32) || (defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__)
 #define ESZ_LITTLE_ENDIAN 1
@@ -22,10 +24,12 @@
 #define ESZ_LITTLE_ENDIAN 0
 #endif
 
+#define ESZ_HASH_STRIPE 64u /* a piece of 16 bytes for each strand */
+
 typedef struct {
-    uint32_t lane[16]; /* 8 sums, then 8 sums of sums */
+    uint32_t lane[16]; /* four for each strand */
     uint64_t total;
-    uint8_t held[32]; /* the last total % 32 bytes */
+    uint8_t held[ESZ_HASH_STRIPE]; /* the last total % 64 bytes */
 } esz_hash_state;
 
 static inline uint32_t esz_load32(const uint8_t *p) {
@@ -50,58 +54,91 @@ static inline uint64_t esz_load64(const uint8_t *p) {
 
 static inline uint32_t esz_rotl32(uint32_t x, unsigned r) { return x << r | x >> (32 - r); }
 
-/* Takes in whole stripes of 32 bytes. */
-static void esz_hash_stripes(uint32_t *lane, const uint8_t *p, size_t stripes) {
-    uint32_t sum[8], sums[8], word[8];
-    unsigned k;
-    memcpy(sum, lane, sizeof sum);
-    memcpy(sums, lane + 8, sizeof sums);
-    for (; stripes > 0; stripes--, p += 32) {
-        for (k = 0; k < 8; k++) word[k] = esz_load32(p + 4 * k);
-        for (k = 0; k < 8; k++) {
-            sum[k] += word[k];
-            sums[k] = esz_rotl32(sums[k], 9) + sum[k];
-        }
+static inline uint32_t esz_hash_round(uint32_t lane, uint32_t word) {
+    return esz_rotl32(lane + word * ESZ_HASH_P2, 13) * ESZ_HASH_P1;
+}
+
+/* Takes in whole stripes. */
+#define ESZ_HASH_LOOP(name, attribute) \
+    attribute static void name(uint32_t *lane, const uint8_t *p, size_t stripes) { \
+        uint32_t v[16]; \
+        unsigned k; \
+        memcpy(v, lane, sizeof v); \
+        for (; stripes > 0; stripes--, p += ESZ_HASH_STRIPE) \
+            for (k = 0; k < 16; k++) v[k] = esz_hash_round(v[k], esz_load32(p + 4 * k)); \
+        memcpy(lane, v, sizeof v); \
     }
-    memcpy(lane, sum, sizeof sum);
-    memcpy(lane + 8, sums, sizeof sums);
+
+ESZ_HASH_LOOP(esz_hash_stripes_any, )
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(ESZ_SMALL)
+ESZ_HASH_LOOP(esz_hash_stripes_avx2, __attribute__((target("avx2"))))
+#endif
+
+static void esz_hash_stripes(uint32_t *lane, const uint8_t *p, size_t stripes) {
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(ESZ_SMALL)
+    if (__builtin_cpu_supports("avx2")) {
+        esz_hash_stripes_avx2(lane, p, stripes);
+        return;
+    }
+#endif
+    esz_hash_stripes_any(lane, p, stripes);
+}
+
+static void esz_hash_seed(uint32_t *lane) {
+    lane[0] = ESZ_HASH_P1 + ESZ_HASH_P2;
+    lane[1] = ESZ_HASH_P2;
+    lane[2] = 0;
+    lane[3] = 0u - ESZ_HASH_P1;
 }
 
 static void esz_hash_start(esz_hash_state *s) {
-    uint32_t k;
-    for (k = 0; k < 16; k++) s->lane[k] = (k + 1) * ESZ_HASH_P1;
+    unsigned k;
+    for (k = 0; k < 16; k += 4) esz_hash_seed(s->lane + k);
     s->total = 0;
 }
 
 static void esz_hash_take(esz_hash_state *s, const uint8_t *p, size_t n) {
-    size_t held = (size_t)s->total & 31u, take;
+    const size_t held = (size_t)s->total % ESZ_HASH_STRIPE;
     s->total += n;
     if (held != 0) {
-        take = n < 32 - held ? n : 32 - held;
+        const size_t take = n < ESZ_HASH_STRIPE - held ? n : ESZ_HASH_STRIPE - held;
         memcpy(s->held + held, p, take);
-        if (held + take < 32) return;
+        if (held + take < ESZ_HASH_STRIPE) return;
         esz_hash_stripes(s->lane, s->held, 1);
         p += take;
         n -= take;
     }
-    esz_hash_stripes(s->lane, p, n / 32);
-    if ((n & 31) != 0) memcpy(s->held, p + (n & ~(size_t)31), n & 31);
+    esz_hash_stripes(s->lane, p, n / ESZ_HASH_STRIPE);
+    if (n % ESZ_HASH_STRIPE != 0) memcpy(s->held, p + n / ESZ_HASH_STRIPE * ESZ_HASH_STRIPE, n % ESZ_HASH_STRIPE);
 }
 
-static uint32_t esz_hash_value(const esz_hash_state *s) {
-    uint32_t lane[16], h = (uint32_t)s->total * ESZ_HASH_P3, held = (uint32_t)s->total & 31u;
-    uint8_t last[32];
-    unsigned k;
-    memcpy(lane, s->lane, sizeof lane);
-    if (held != 0) {
-        memset(last, 0, sizeof last);
-        memcpy(last, s->held, held);
-        esz_hash_stripes(lane, last, 1);
-    }
-    for (k = 0; k < 16; k++) h = esz_rotl32(h ^ lane[k], 13) * ESZ_HASH_P1;
+/* XXH32 of `n` bytes (modulo 2^32; `some` if there were 16), of which the last n % 16 are at `p`, the others in `lane`. */
+static uint32_t esz_hash_strand(const uint32_t *lane, uint32_t n, int some, const uint8_t *p) {
+    uint32_t h = ESZ_HASH_P5, left = n & 15u;
+    if (some)
+        h = esz_rotl32(lane[0], 1) + esz_rotl32(lane[1], 7) + esz_rotl32(lane[2], 12) + esz_rotl32(lane[3], 18);
+    h += n;
+    for (; left >= 4; left -= 4, p += 4) h = esz_rotl32(h + esz_load32(p) * ESZ_HASH_P3, 17) * ESZ_HASH_P4;
+    for (; left > 0; left--, p++) h = esz_rotl32(h + *p * ESZ_HASH_P5, 11) * ESZ_HASH_P1;
     h = (h ^ h >> 15) * ESZ_HASH_P2;
     h = (h ^ h >> 13) * ESZ_HASH_P3;
     return h ^ h >> 16;
+}
+
+static uint32_t esz_hash_value(const esz_hash_state *s) {
+    uint32_t last[4];
+    unsigned j, k, held = (unsigned)(s->total % ESZ_HASH_STRIPE);
+    esz_hash_seed(last);
+    for (j = 0; j < 4; j++) {
+        const uint8_t *piece = s->held + 16 * j;
+        uint32_t lane[4], n = held < 16 * j ? 0 : held - 16 * j < 16 ? held - 16 * j : 16;
+        memcpy(lane, s->lane + 4 * j, sizeof lane);
+        for (k = 0; n == 16 && k < 4; k++) lane[k] = esz_hash_round(lane[k], esz_load32(piece + 4 * k));
+        k = n == 16 || s->total >= ESZ_HASH_STRIPE;
+        n += (uint32_t)(s->total / ESZ_HASH_STRIPE) * 16u;
+        last[j] = esz_hash_round(last[j], esz_hash_strand(lane, n, (int)k, piece));
+    }
+    return esz_hash_strand(last, 16, 1, NULL);
 }
 
 static uint32_t esz_hash_of(const uint8_t *p, size_t n) {

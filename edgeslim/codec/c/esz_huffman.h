@@ -17,6 +17,7 @@ typedef struct {
     uint8_t bits[256];   /* as put into a stream */
     uint16_t code[256];  /* reversed, ready to be put from bit 0 up */
     unsigned symbols, used;
+    unsigned top; /* JOINT: the largest value, which stands before the table; else 0 */
 } esz_codebook;
 
 /* Code lengths for counts[0..symbols), none longer than `limit` (the used symbols must fit: used <= 2^limit). */
@@ -95,29 +96,63 @@ static void esz_put_lengths(uint8_t *p, const uint8_t *lengths, unsigned n) {
     for (i = 0; i < n; i++) p[i >> 1] |= (uint8_t)(lengths[i] << (4 * (i & 1)));
 }
 
+/* Form 3 (FORMAT.md, section 7) of the lengths of symbols `first` to `last`: writes it, unless `p` is null, and returns
+ * its size. `row` symbols are a row. */
+static size_t esz_put_differences(uint8_t *p, const esz_codebook *b, unsigned first, unsigned last, unsigned row) {
+    unsigned i, before = 0, bits, code;
+    size_t at = 24;
+    uint64_t held = 0;
+    if (p != NULL) {
+        p[0] = 3;
+        p[1] = (uint8_t)first;
+        p[2] = (uint8_t)last;
+    }
+    for (i = first; i <= last; i++) {
+        const unsigned now = b->length[i];
+        if (i >= first + row) before = b->length[i - row];
+        if (now == before)
+            bits = 1, code = 0;
+        else if (now == before + 1)
+            bits = 2, code = 1;
+        else if (now + 1 == before)
+            bits = 3, code = 3;
+        else
+            bits = 7, code = 7 | now << 3;
+        held |= (uint64_t)code << (at & 7);
+        if (p != NULL) p[at >> 3] = (uint8_t)held;
+        if ((at & 7) + bits >= 8) {
+            held >>= 8;
+            if (p != NULL && (at & 7) + bits > 8) p[(at >> 3) + 1] = (uint8_t)held;
+        }
+        at += bits;
+        before = now;
+    }
+    return (at + 7) / 8;
+}
+
 /* Writes the table in its shortest form (at most ESZ_MAX_TABLE_BYTES) and returns its size; `p` may be null. */
 static size_t esz_table_write(uint8_t *p, const esz_codebook *b) {
+    const unsigned row = b->top != 0 ? b->top : 1;
     unsigned first = 0, last = b->symbols - 1, i, n = 0;
-    size_t dense = 1 + (b->symbols + 1) / 2, range, sparse;
+    size_t dense = 1 + (b->symbols + 1) / 2, range, sparse, differences, least;
     while (first < last && b->length[first] == 0) first++;
     while (last > first && b->length[last] == 0) last--;
     range = 3 + (last - first + 2) / 2;
     sparse = 2 + b->used + (b->used + 1) / 2;
-    if (dense <= range && dense <= sparse) {
-        if (p == NULL) return dense;
+    differences = esz_put_differences(NULL, b, first, last, row);
+    least = dense < range ? dense : range;
+    if (sparse < least) least = sparse;
+    if (differences < least) return esz_put_differences(p, b, first, last, row);
+    if (p == NULL) return least;
+    if (least == dense) {
         p[0] = 0;
         esz_put_lengths(p + 1, b->length, b->symbols);
-        return dense;
-    }
-    if (range <= sparse) {
-        if (p == NULL) return range;
+    } else if (least == range) {
         p[0] = 1;
         p[1] = (uint8_t)first;
         p[2] = (uint8_t)last;
         esz_put_lengths(p + 3, b->length + first, last - first + 1);
-        return range;
-    }
-    if (p != NULL) {
+    } else {
         uint8_t lengths[256];
         p[0] = 2;
         p[1] = (uint8_t)(b->used - 1);
@@ -128,7 +163,7 @@ static size_t esz_table_write(uint8_t *p, const esz_codebook *b) {
             }
         esz_put_lengths(p + 2 + n, lengths, n);
     }
-    return sparse;
+    return least;
 }
 
 #endif

@@ -180,7 +180,7 @@ static void count_planes(uint32_t *counts, const part *b) {
  * all planes, or is null. Returns its size, or 0 if out of memory. */
 static size_t code_planes(uint8_t *p, const source *src, size_t start, size_t n, const esz_encode_options *o,
                           const part *from, int *used_shared) {
-    static const esz_kind plain = {ESZ_PLAIN, 0, 0, 0, 256, 0};
+    static const esz_kind plain = {ESZ_PLAIN, 0, 0, 0, 256, 0, 0};
     const part whole = block_of(src, start, n, o);
     const size_t width = src->kind.planes, items = n / width;
     uint8_t *coded = (uint8_t *)malloc(n + 32 * width + 64), *bytes = (uint8_t *)malloc(items + 1);

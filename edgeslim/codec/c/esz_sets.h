@@ -8,70 +8,104 @@
 
 #define ESZ_NO_SET 0xFFFFFFFFu
 
-/* Reads the table set at `p`. Returns its size, or 0 if it is invalid. With `build`, makes its look-up tables those of
- * row class `number`, indexed by d->bits; without, raises d->bits to what its codes need. */
-static size_t esz_read_set(esz_decoder *d, const uint8_t *p, size_t avail, unsigned number, int build) {
+#if !defined(ESZ_SMALL)
+/* Where a class's first or second table starts; they lie close together, so that they share the cache. */
+static size_t esz_table_at(const esz_decoder *d, unsigned number, unsigned table) {
+    const unsigned two = d->segment.alphabet == ESZ_GAP || d->segment.alphabet == ESZ_MASK8;
+    const size_t first = (size_t)1 << d->bits[0], second = two ? (size_t)1 << d->bits[1] : 0;
+    return number * (first + second) + table * first;
+}
+#endif
+
+/* A table set as it is read. */
+typedef struct {
+    esz_lengths table[2];
+    unsigned values; /* of JOINT */
+} esz_set;
+
+/* Reads the table set at `p`. Returns its size, or 0 if it is invalid. */
+static size_t esz_read_set(const esz_decoder *d, const uint8_t *p, size_t avail, esz_set *set) {
     const esz_segment *s = &d->segment;
     const unsigned sparse = s->alphabet == ESZ_GAP || s->alphabet == ESZ_MASK8, pair = s->alphabet == ESZ_PAIR;
-    unsigned bytes = d->book_count, table, symbols, limit = pair ? ESZ_MAX_PAIR_BITS : ESZ_MAX_CODE_BITS;
+    const unsigned joint = s->alphabet == ESZ_JOINT, bytes = s->flags & ESZ_NIBBLE ? 16 : d->book_count;
+    const unsigned limit = pair ? ESZ_MAX_PAIR_BITS : ESZ_MAX_CODE_BITS;
+    unsigned table, symbols;
     size_t at = 0;
+    set->values = 1;
+    if (joint) { /* the largest value, which is also the number of those that are not the fill value */
+        if (avail < 1 || p[0] == 0 || p[0] >= bytes || p[0] < s->fill) return 0;
+        set->values = p[at++];
+        if ((set->values << s->cap_log2) + ESZ_JOINT_RUNS > 256) return 0;
+    }
     for (table = 0; table <= sparse; table++) {
-        esz_lengths l;
         size_t size;
-        symbols = pair ? 16 : s->flags & ESZ_NIBBLE ? 16 : bytes;
+        symbols = pair ? 16 : joint ? (set->values << s->cap_log2) + ESZ_JOINT_RUNS : bytes;
         if (table < sparse) symbols = s->alphabet == ESZ_GAP ? 1u << s->cap_log2 : 256;
-        size = esz_lengths_read(&l, p + at, avail - at, symbols, limit);
-        if (size == 0 || (table != 0 && l.length[s->fill] != 0)) return 0;
+        size = esz_lengths_read(&set->table[table], p + at, avail - at, symbols, set->values, limit);
+        if (size == 0 || (table != 0 && set->table[1].length[s->fill] != 0)) return 0;
         at += size;
-#if defined(ESZ_SMALL)
-        (void)number;
-        if (build) esz_table_build(&d->table[table], &l);
-#else
-        if (!build) {
-            unsigned bits = esz_longest(&l) << pair;
-            if (bits > d->bits[table]) d->bits[table] = bits;
-        } else {
-            uint16_t *entry = d->entry + ((size_t)(ESZ_ROW_CLASSES * table + number) << ESZ_MAX_CODE_BITS);
-            if (pair)
-                esz_table_build_pairs(entry, d->bits[table], &l);
-            else
-                esz_table_build(entry, d->bits[table], &l);
-        }
-#endif
     }
     return at;
 }
 
-static void esz_forget_bits(esz_decoder *d) {
+/* Makes the `count` sets at `set` the loaded ones. */
+static void esz_build_sets(esz_decoder *d, const esz_set *set, unsigned count) {
+    const unsigned two = d->segment.alphabet == ESZ_GAP || d->segment.alphabet == ESZ_MASK8;
+    unsigned table;
 #if defined(ESZ_SMALL)
-    (void)d;
+    (void)count;
+    d->values = set->values;
+    for (table = 0; table <= two; table++) esz_table_build(&d->table[table], &set->table[table]);
 #else
+    const unsigned pair = d->segment.alphabet == ESZ_PAIR, joint = d->segment.alphabet == ESZ_JOINT;
+    unsigned k;
     d->bits[0] = d->bits[1] = 0;
+    for (k = 0; k < count; k++)
+        for (table = 0; table <= two; table++) {
+            const unsigned bits = esz_longest(&set[k].table[table]) << pair;
+            if (bits > d->bits[table]) d->bits[table] = bits;
+        }
+    for (k = 0; k < count; k++)
+        for (table = 0; table <= two; table++) {
+            const esz_lengths *l = &set[k].table[table];
+            uint16_t *entry = d->entry.code + esz_table_at(d, k, table);
+            if (joint) {
+                const esz_joint j = {set[k].values, d->segment.cap_log2, d->segment.fill};
+                esz_table_build_joint(d->entry.joint + esz_table_at(d, k, 0), d->bits[0], l, &j);
+            } else if (pair) {
+                esz_table_build_pairs(entry, d->bits[table], l);
+            } else {
+                esz_table_build(entry, d->bits[table], l);
+            }
+        }
 #endif
 }
 
-/* Makes `count` table sets of the directory from `set` on the loaded ones; they were checked by esz_segment_begin. */
-static void esz_load_sets(esz_decoder *d, unsigned set, unsigned count) {
-    const esz_segment *s = &d->segment;
-    size_t at, start = d->sets_at;
+#if defined(ESZ_SMALL)
+#define ESZ_SETS_AT_ONCE 1
+#else
+#define ESZ_SETS_AT_ONCE ESZ_ROW_CLASSES
+#endif
+
+/* Makes `count` table sets of the directory from `first` on the loaded ones; they were checked by esz_segment_begin. */
+static void esz_load_sets(esz_decoder *d, unsigned first, unsigned count) {
+    esz_set set[ESZ_SETS_AT_ONCE];
+    size_t at = d->sets_at;
     unsigned k;
-    int build;
-    if (d->loaded_set == set) return;
-    for (k = 0; k < set; k++) start += esz_read_set(d, d->directory + start, s->directory_bytes - start, 0, 0);
-    esz_forget_bits(d);
-    for (build = 0; build <= 1; build++) /* first how many bits their indices need, then the tables */
-        for (k = 0, at = start; k < count; k++)
-            at += esz_read_set(d, d->directory + at, s->directory_bytes - at, k, build);
-    d->loaded_set = set;
+    if (d->loaded_set == first) return;
+    for (k = 0; k < first + count; k++)
+        at += esz_read_set(d, d->directory + at, d->segment.directory_bytes - at, &set[k < first ? 0 : k - first]);
+    esz_build_sets(d, set, count);
+    d->loaded_set = first;
 }
 
 /* Loads the table set at `p`. Returns its size, or 0 if it is invalid. */
 static size_t esz_load_own_set(esz_decoder *d, const uint8_t *p, size_t avail) {
-    size_t size;
-    esz_forget_bits(d);
+    esz_set set;
+    const size_t size = esz_read_set(d, p, avail, &set);
     d->loaded_set = ESZ_NO_SET;
-    size = esz_read_set(d, p, avail, 0, 0);
-    return size == 0 ? 0 : esz_read_set(d, p, avail, 0, 1);
+    if (size != 0) esz_build_sets(d, &set, 1);
+    return size;
 }
 
 /* Reads the codebook at `p`. Returns its size, or 0 if it is invalid. */

@@ -61,6 +61,23 @@ static int esz_gap_chunk(esz_reader *r, const esz_code *c, uint8_t *dst, size_t 
     return esz_at_end(r);
 }
 
+/* JOINT; a run may reach past the chunk's end, where it stops. */
+static int esz_joint_chunk(esz_reader *r, const esz_code *c, uint8_t *dst, size_t p, size_t n) {
+    esz_row row;
+    esz_row_begin(&row, c);
+    while (p < n) {
+        unsigned value, elements;
+        esz_row_seek(&row, c, p);
+        elements = esz_next_joint(r, &c->first[row.number], &c->joint, &value);
+        if (elements == 0) return 0;
+        p += elements;
+        if (value == c->fill) continue;
+        if (p > n) return 0;
+        esz_put(dst, p - 1, value, c);
+    }
+    return esz_at_end(r);
+}
+
 static int esz_mask8_chunk(esz_reader *r, const esz_code *c, uint8_t *dst, size_t p, size_t n) {
     esz_row row;
     esz_row_begin(&row, c);
@@ -106,7 +123,8 @@ static esz_status esz_streams_decode(const esz_code *c, unsigned streams, const 
         start[s] = s * chunk < n ? s * chunk : n;
         end[s] = n - start[s] > chunk ? start[s] + chunk : n;
     }
-    if (c->alphabet == ESZ_GAP || c->alphabet == ESZ_MASK8) memset(dst, (int)(c->nibble ? c->fill * 17u : c->fill), items);
+    if (c->alphabet == ESZ_GAP || c->alphabet == ESZ_MASK8 || c->alphabet == ESZ_JOINT)
+        memset(dst, (int)(c->nibble ? c->fill * 17u : c->fill), items);
     if (streams == 8) {
         size_t done = 0;
 #if ESZ_FAST
@@ -121,12 +139,15 @@ static esz_status esz_streams_decode(const esz_code *c, unsigned streams, const 
     }
 #if ESZ_FAST
     if (streams == 4 && c->alphabet == ESZ_GAP && !ESZ_CALL(gap4, c, r, dst, start, end)) return ESZ_E_STREAM;
+    if (streams == 4 && c->alphabet == ESZ_JOINT && !ESZ_CALL(joint4, c, r, dst, start, end)) return ESZ_E_STREAM;
     if (streams == 4 && c->alphabet == ESZ_MASK8 && !ESZ_CALL(mask4, c, r, dst, start, end)) return ESZ_E_STREAM;
 #endif
     for (s = 0; s < streams; s++) {
         int ok;
         if (c->alphabet == ESZ_GAP)
             ok = esz_gap_chunk(&r[s], c, dst, start[s], end[s]);
+        else if (c->alphabet == ESZ_JOINT)
+            ok = esz_joint_chunk(&r[s], c, dst, start[s], end[s]);
         else if (c->alphabet == ESZ_MASK8)
             ok = esz_mask8_chunk(&r[s], c, dst, start[s], end[s]);
         else

@@ -26,42 +26,89 @@ typedef struct {
 
 static unsigned esz_nibble_at(const uint8_t *p, unsigned i) { return (unsigned)p[i >> 1] >> (4 * (i & 1)) & 15u; }
 
-/* Reads one serialized table of `symbols` symbols and checks it whole. Returns its size in bytes, or 0. */
-static size_t esz_lengths_read(esz_lengths *t, const uint8_t *p, size_t avail, unsigned symbols, unsigned limit) {
-    unsigned first = 0, listed = symbols, i, sum = 0;
+/* Bit `*at` of the bytes at `p`; moves on. Past the end all bits are 1, which no length can be read from. */
+static unsigned esz_bit_at(const uint8_t *p, size_t avail, size_t *at) {
+    const size_t i = (*at)++;
+    return i >> 3 < avail ? (unsigned)p[i >> 3] >> (i & 7) & 1u : 1u;
+}
+
+/* Form 3: a length as its difference from one before. */
+static unsigned esz_length_at(const uint8_t *p, size_t avail, size_t *at, unsigned before) {
+    unsigned length = 0, i;
+#if !defined(ESZ_SMALL)
+    if (avail >= 8 && *at >> 3 <= avail - 8) { /* the same, all bits at once */
+        const unsigned bits = (unsigned)(esz_load64(p + (*at >> 3)) >> (*at & 7)) & 127u;
+        const unsigned taken = (bits & 1) == 0 ? 1 : (bits & 2) == 0 ? 2 : (bits & 4) == 0 ? 3 : 7;
+        *at += taken;
+        return taken == 1 ? before : taken == 2 ? before + 1 : taken == 3 ? before - 1 : bits >> 3;
+    }
+#endif
+    if (esz_bit_at(p, avail, at) == 0) return before;
+    if (esz_bit_at(p, avail, at) == 0) return before + 1;
+    if (esz_bit_at(p, avail, at) == 0) return before - 1;
+    for (i = 0; i < 4; i++) length |= esz_bit_at(p, avail, at) << i;
+    return length;
+}
+
+/* Reads one serialized table of `symbols` symbols, a row of `row` of them alike, and checks it whole. Returns its size
+ * in bytes, or 0. */
+static size_t esz_lengths_read(esz_lengths *t, const uint8_t *p, size_t avail, unsigned symbols, unsigned row,
+                               unsigned limit) {
+    unsigned first = 0, listed = symbols, i, sum = 0, last = 0;
     const uint8_t *list = NULL;
-    size_t head = 1, bytes;
-    if (avail < 1) return 0;
-    if (p[0] == 1) {
+    size_t head = 1, bytes, at = 0;
+    const unsigned form = avail < 1 ? 4 : p[0];
+    if (form == 1 || form == 3) {
         if (avail < 3 || p[1] > p[2] || p[2] >= symbols) return 0;
         first = p[1];
         listed = p[2] - first + 1u;
         head = 3;
-    } else if (p[0] == 2) {
+    } else if (form == 2) {
         if (avail < 2) return 0;
         listed = p[1] + 1u;
         head = 2u + listed;
         list = p + 2;
-    } else if (p[0] != 0) {
+    } else if (form != 0) {
         return 0;
     }
-    bytes = head + (listed + 1) / 2;
-    if (listed > symbols || avail < bytes) return 0;
+    if (listed > symbols || avail < head + (form == 3 ? 0 : (listed + 1) / 2)) return 0;
     memset(t, 0, sizeof *t);
     t->symbols = symbols;
     for (i = 0; i < listed; i++) {
-        unsigned symbol = list ? list[i] : first + i, length = esz_nibble_at(p + head, i);
+        const unsigned symbol = list ? list[i] : first + i;
+        unsigned length;
         if (list && (symbol >= symbols || (i > 0 && list[i - 1] >= symbol))) return 0;
+        if (form == 3)
+            length = esz_length_at(p + head, avail - head, &at, i >= row ? t->length[symbol - row] : last);
+        else
+            length = esz_nibble_at(p + head, i);
         if (length > limit) return 0;
-        t->length[symbol] = (uint8_t)length;
+        t->length[symbol] = (uint8_t)(last = length);
         if (length == 0) continue;
         t->count[length]++;
         t->used++;
         sum += 1u << (ESZ_MAX_CODE_BITS - length);
     }
-    if ((listed & 1) && p[bytes - 1] >> 4 != 0) return 0;
+    if (form != 3) at = 4 * (size_t)listed;
+    bytes = head + (at + 7) / 8;
+    if (bytes > avail || ((at & 7) != 0 && p[bytes - 1] >> (at & 7) != 0)) return 0;
     if (t->used == 1 ? t->count[1] != 1 : sum != 1u << ESZ_MAX_CODE_BITS) return 0;
     return bytes;
+}
+
+/* How symbols of JOINT stand for a gap and a value: `values` values that are not the fill value. */
+typedef struct {
+    unsigned values, gaps_log2, fill;
+} esz_joint;
+
+/* The elements that a symbol stands for; the last of them has `value`, the others the fill value. */
+static unsigned esz_joint_token(const esz_joint *j, unsigned symbol, unsigned *value) {
+    const unsigned pairs = j->values << j->gaps_log2;
+    *value = j->fill;
+    if (symbol >= pairs) return (symbol - pairs + 1) << j->gaps_log2;
+    *value = symbol % j->values;
+    *value += *value >= j->fill;
+    return symbol / j->values + 1;
 }
 
 /* A stream: bits not yet used are the low `held` bits of `bits`, then the bytes from `p` to `end`. */
@@ -116,6 +163,12 @@ static int esz_next(esz_reader *r, const esz_table *t) {
     return -1;
 }
 
+/* The next token of JOINT: how many elements it stands for, or 0 if the stream has none there. */
+static unsigned esz_next_joint(esz_reader *r, const esz_table *t, const esz_joint *joint, unsigned *value) {
+    int symbol = esz_next(r, t);
+    return symbol < 0 ? 0 : esz_joint_token(joint, (unsigned)symbol, value);
+}
+
 #else
 
 /* The codes of `l`, bit-reversed: the form in which a stream holds them. */
@@ -124,18 +177,23 @@ static void esz_reversed_codes(const esz_lengths *l, uint16_t *reversed) {
     next[1] = 0;
     for (length = 1; length <= ESZ_MAX_CODE_BITS; length++) next[length + 1] = (next[length] + l->count[length]) << 1;
     for (symbol = 0; symbol < l->symbols; symbol++) {
-        unsigned code, r = 0, i;
+        unsigned r;
         length = l->length[symbol];
         if (length == 0) continue;
-        code = next[length]++;
-        for (i = 0; i < length; i++) r |= (code >> i & 1u) << (length - 1 - i);
-        reversed[symbol] = (uint16_t)r;
+        r = next[length]++;
+        r = (r >> 1 & 0x5555u) | (r & 0x5555u) << 1; /* turns 16 bits round */
+        r = (r >> 2 & 0x3333u) | (r & 0x3333u) << 2;
+        r = (r >> 4 & 0x0F0Fu) | (r & 0x0F0Fu) << 4;
+        r = (r >> 8 | r << 8) & 0xFFFFu;
+        reversed[symbol] = (uint16_t)(r >> (16 - length));
     }
 }
 
-/* A look-up table: entry[the next `bits` bits] is the code's length | symbol << 8. */
+/* A look-up table: entry[the next `bits` bits] is the code's length | symbol << 8; in joint, of 32 bits each, it is
+ * the code's length | the value << 8 | the elements that it stands for << 16. */
 typedef struct {
     const uint16_t *entry;
+    const uint32_t *joint;
     unsigned bits;
 } esz_table;
 
@@ -147,44 +205,129 @@ static unsigned esz_longest(const esz_lengths *l) {
     return length;
 }
 
-static void esz_table_fill(uint16_t *entry, unsigned bits, unsigned code, unsigned length, unsigned symbol) {
-    unsigned at;
-    for (at = code; at < 1u << bits; at += 1u << length) entry[at] = (uint16_t)(length | symbol << 8);
+/* Symbols as a table is filled with them. */
+typedef struct {
+    uint32_t entry[256];
+    uint16_t reversed[256];
+    uint8_t length[256];
+    unsigned count;
+    int lone; /* the only symbol, whose code takes no bits */
+} esz_filling;
+
+/* Fills a table of 2^bits entries of 16 or 32 bits. It grows: the table for codes of one bit more is the one before,
+ * twice, with the codes of that length put in. */
+static inline void esz_table_fill(void *table, const unsigned wide, unsigned bits, const esz_filling *f) {
+    uint16_t *half = (uint16_t *)table, start[18];
+    uint32_t *word = (uint32_t *)table;
+    uint8_t order[256];
+    unsigned i, k, length;
+    memset(start, 0, sizeof start);
+    for (i = 0; i < f->count; i++) start[f->length[i] + 1]++;
+    for (i = 1; i < 18; i++) start[i] = (uint16_t)(start[i] + start[i - 1]);
+    for (i = 0; i < f->count; i++) order[start[f->length[i]]++] = (uint8_t)i;
+    /* start[n] is now where the symbols of length n end. */
+    if (wide)
+        word[0] = f->lone ? f->entry[0] : 0;
+    else
+        half[0] = (uint16_t)(f->lone ? f->entry[0] : 0);
+    for (length = 1; length <= bits; length++) {
+        const size_t size = (size_t)1 << (length - 1);
+        if (wide)
+            memcpy(word + size, word, size * sizeof *word);
+        else
+            memcpy(half + size, half, size * sizeof *half);
+        for (k = start[length - 1]; k < start[length] && !f->lone; k++) {
+            i = order[k];
+            if (wide)
+                word[f->reversed[i]] = f->entry[i];
+            else
+                half[f->reversed[i]] = (uint16_t)f->entry[i];
+        }
+    }
+}
+
+/* All used symbols of `l`, with nothing but the length in their entries. */
+static void esz_filling_begin(esz_filling *f, const esz_lengths *l, const uint16_t *reversed, uint8_t *symbols) {
+    unsigned symbol, n = 0;
+    f->lone = l->used == 1;
+    for (symbol = 0; symbol < l->symbols; symbol++) {
+        if (l->length[symbol] == 0) continue;
+        symbols[n] = (uint8_t)symbol;
+        f->length[n] = l->length[symbol];
+        f->reversed[n] = reversed[symbol];
+        f->entry[n++] = f->lone ? 0 : l->length[symbol];
+    }
+    f->count = n;
 }
 
 static void esz_table_build(uint16_t *entry, unsigned bits, const esz_lengths *l) {
     uint16_t reversed[256];
-    unsigned symbol;
+    uint8_t symbols[256];
+    esz_filling f;
+    unsigned i;
     esz_reversed_codes(l, reversed);
-    for (symbol = 0; symbol < l->symbols; symbol++) {
-        if (l->length[symbol] == 0) continue;
-        esz_table_fill(entry, bits, reversed[symbol], l->used == 1 ? 0 : l->length[symbol], symbol);
-    }
+    esz_filling_begin(&f, l, reversed, symbols);
+    for (i = 0; i < f.count; i++) f.entry[i] |= (uint32_t)symbols[i] << 8;
+    esz_table_fill(entry, 0, bits, &f);
 }
 
 /* PAIR: one entry decodes both nibbles of a byte, as if the byte were one symbol. */
 static void esz_table_build_pairs(uint16_t *entry, unsigned bits, const esz_lengths *l) {
     uint16_t reversed[256];
-    unsigned low, high, one = l->used == 1;
+    uint8_t symbols[256];
+    esz_filling f, pairs;
+    unsigned a, b, n = 0;
     esz_reversed_codes(l, reversed);
-    for (low = 0; low < 16; low++)
-        for (high = 0; high < 16; high++) {
-            unsigned a = l->length[low], b = l->length[high];
-            if (a == 0 || b == 0) continue;
-            esz_table_fill(entry, bits, one ? 0 : reversed[low] | (unsigned)reversed[high] << a, one ? 0 : a + b,
-                           low | high << 4);
+    esz_filling_begin(&f, l, reversed, symbols);
+    pairs.lone = f.lone;
+    for (a = 0; a < f.count; a++)
+        for (b = 0; b < f.count; b++, n++) {
+            pairs.length[n] = (uint8_t)(f.length[a] + f.length[b]);
+            pairs.reversed[n] = (uint16_t)(f.reversed[a] | (unsigned)f.reversed[b] << f.length[a]);
+            pairs.entry[n] = (f.entry[a] + f.entry[b]) | (unsigned)symbols[a] << 8 | (unsigned)symbols[b] << 12;
         }
+    pairs.count = n;
+    esz_table_fill(entry, 0, bits, &pairs);
+}
+
+static void esz_table_build_joint(uint32_t *entry, unsigned bits, const esz_lengths *l, const esz_joint *joint) {
+    uint16_t reversed[256];
+    uint8_t symbols[256];
+    esz_filling f;
+    unsigned i, value, elements;
+    esz_reversed_codes(l, reversed);
+    esz_filling_begin(&f, l, reversed, symbols);
+    for (i = 0; i < f.count; i++) {
+        elements = esz_joint_token(joint, symbols[i], &value);
+        f.entry[i] |= value << 8 | elements << 16;
+    }
+    esz_table_fill(entry, 1, bits, &f);
+}
+
+/* Takes the code of an entry; 0 if the stream ends within it. */
+static int esz_take(esz_reader *r, unsigned entry) {
+    const unsigned length = entry & 255u;
+    if (length > r->held) return 0;
+    r->bits >>= length;
+    r->held -= length;
+    return 1;
 }
 
 static int esz_next(esz_reader *r, const esz_table *t) {
-    unsigned entry, length;
+    unsigned entry;
     if (r->held < 12) esz_refill(r);
     entry = t->entry[(unsigned)r->bits & ((1u << t->bits) - 1)];
-    length = entry & 255u;
-    if (length > r->held) return -1;
-    r->bits >>= length;
-    r->held -= length;
-    return (int)(entry >> 8);
+    return esz_take(r, entry) ? (int)(entry >> 8) : -1;
+}
+
+/* The next token of JOINT: how many elements it stands for, or 0 if the stream has none there. */
+static unsigned esz_next_joint(esz_reader *r, const esz_table *t, const esz_joint *joint, unsigned *value) {
+    uint32_t entry;
+    (void)joint;
+    if (r->held < 12) esz_refill(r);
+    entry = t->joint[(unsigned)r->bits & ((1u << t->bits) - 1)];
+    *value = entry >> 8 & 255u;
+    return esz_take(r, entry) ? entry >> 16 : 0;
 }
 
 #endif

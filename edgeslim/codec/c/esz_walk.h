@@ -11,6 +11,7 @@
 typedef struct {
     unsigned alphabet, nibble, cap, fill;
     unsigned values; /* symbols of a byte: 256, or the size of the codebook */
+    unsigned top;    /* JOINT: the largest value; `cap` is the number of gaps that have symbols */
     unsigned planes; /* PLANES: bytes of a value; `fill` says whether its bits are rotated */
 } esz_kind;
 
@@ -228,6 +229,38 @@ ESZ_ALWAYS void esz_walk_gaps(const uint8_t *d, size_t from, size_t to, size_t c
     }
 }
 
+ESZ_ALWAYS void esz_walk_joint(const uint8_t *d, size_t from, size_t to, const esz_kind *kind, const unsigned nibble,
+                               esz_sink *k, const int mode) {
+    const unsigned pairs = kind->cap * kind->top, fill = kind->fill;
+    const size_t cap = kind->cap;
+    size_t i, j, next = from, gap, run;
+    for (i = from; i < to; i += 64) {
+        uint64_t mask = 0;
+        for (j = 0; j < 64 && j < to - i; j += 8)
+            mask |= (uint64_t)esz_group_mask(d, i + j, to - i - j < 8 ? to - i - j : 8, fill, nibble) << j;
+        for (; mask != 0; mask &= mask - 1) {
+            size_t other = i + esz_lowest_bit(mask);
+            unsigned value = esz_element(d, other, nibble);
+            for (gap = other - next; gap >= cap; gap -= run * cap, next += run * cap) {
+                run = gap / cap < ESZ_JOINT_RUNS ? gap / cap : ESZ_JOINT_RUNS;
+                if (next >= k->row_end) esz_turn(k, next);
+                esz_token(k, mode, 0, pairs + (unsigned)run - 1);
+                if (mode == ESZ_WRITE) esz_push(k->writer);
+            }
+            if (next >= k->row_end) esz_turn(k, next);
+            esz_token(k, mode, 0, (unsigned)gap * kind->top + value - (value > fill));
+            if (mode == ESZ_WRITE) esz_push(k->writer);
+            next = other + 1;
+        }
+    }
+    for (; next < to; next += run * cap) { /* the last run may reach past the end */
+        run = (to - next + cap - 1) / cap < ESZ_JOINT_RUNS ? (to - next + cap - 1) / cap : ESZ_JOINT_RUNS;
+        if (next >= k->row_end) esz_turn(k, next);
+        esz_token(k, mode, 0, pairs + (unsigned)run - 1);
+        if (mode == ESZ_WRITE) esz_push(k->writer);
+    }
+}
+
 ESZ_ALWAYS void esz_walk_masks(const uint8_t *d, size_t from, size_t to, unsigned fill, const unsigned nibble,
                                   esz_sink *k, const int mode) {
     size_t i;
@@ -254,6 +287,10 @@ ESZ_ALWAYS void esz_walk(const uint8_t *d, size_t from, size_t to, size_t step, 
         esz_walk_gaps(d, from, to, k->cap, k->fill, 1, sink, mode);
     else if (k->alphabet == ESZ_GAP)
         esz_walk_gaps(d, from, to, k->cap, k->fill, 0, sink, mode);
+    else if (k->alphabet == ESZ_JOINT && k->nibble)
+        esz_walk_joint(d, from, to, k, 1, sink, mode);
+    else if (k->alphabet == ESZ_JOINT)
+        esz_walk_joint(d, from, to, k, 0, sink, mode);
     else if (k->nibble)
         esz_walk_masks(d, from, to, k->fill, 1, sink, mode);
     else

@@ -128,7 +128,7 @@ final class EszBlock {
     /** What stands behind mode and table: a table set of its own, or its rows' classes; then the streams. */
     private void items(EszTable.Reader reader, int mode, int table, int end, int items, EszTable.Set[] sets)
             throws EszException {
-        boolean sparse = segment.alphabet == EszIndex.GAP || segment.alphabet == EszIndex.MASK8;
+        boolean sparse = EszIndex.isSparse(segment.alphabet);
         if (mode != 1 && mode != 4 && (mode != 8 || sparse)) {
             throw segment.error("block mode " + mode + " is unknown");
         }
@@ -176,6 +176,8 @@ final class EszBlock {
             Arrays.fill(out, 0, items, (byte) (segment.nibble ? segment.fill * 17 : segment.fill));
             if (segment.alphabet == EszIndex.GAP) {
                 gaps();
+            } else if (segment.alphabet == EszIndex.JOINT) {
+                joint();
             } else {
                 masks();
             }
@@ -336,6 +338,49 @@ final class EszBlock {
                         put(p, value >> 4);
                         p++;
                     }
+                }
+                bit[s] = at;
+                item[s] = p;
+                more |= p < end;
+            }
+        }
+    }
+
+    private void joint() throws EszException {
+        int log2 = segment.capLog2;
+        boolean more = true;
+        while (more) {
+            more = false;
+            for (int s = 0; s < streams; s++) {
+                int p = item[s];
+                int end = endItem[s];
+                if (p >= end) {
+                    continue;
+                }
+                int at = bit[s];
+                checkInside(at, s);
+                long bits = in.getLong(at >>> 3) >>> (at & 7);
+                // Five codes of at most 11 bits fit one load.
+                for (int k = 0; k < 5 && p < end; k++) {
+                    seekRow(s, p);
+                    EszTable table = set[s].first;
+                    int entry = table.entries[(int) bits & table.mask];
+                    bits >>>= entry & 15;
+                    at += entry & 15;
+                    int symbol = entry >> 4;
+                    int run = symbol - (table.values << log2);
+                    if (run >= 0) {
+                        p += run + 1 << log2;
+                        continue;
+                    }
+                    int gap = symbol / table.values;
+                    int value = symbol - gap * table.values;
+                    p += gap;
+                    if (p >= end) {
+                        throw segment.error("a value leads out of its chunk");
+                    }
+                    put(p, value >= segment.fill ? value + 1 : value);
+                    p++;
                 }
                 bit[s] = at;
                 item[s] = p;

@@ -13,6 +13,9 @@ final class EszIndex {
     static final int GAP = 3;
     static final int MASK8 = 4;
     static final int PLANES = 5;
+    static final int JOINT = 6;
+    /** Symbols of JOINT that stand for runs of fill values. */
+    static final int JOINT_RUNS = 8;
 
     /** Required features that this decoder knows. */
     private static final int CODEBOOK_FEATURE = 2;
@@ -150,17 +153,18 @@ final class EszIndex {
         segment.fill = in.get(at + 40) & 255;
         segment.bookLog2 = in.get(at + 41) & 255;
         segment.rowItems = (in.getShort(at + 42) & 0xFFFF) * 8;
-        boolean sparse = segment.alphabet == GAP || segment.alphabet == MASK8;
+        boolean sparse = isSparse(segment.alphabet);
 
         require(in.getLong(at) == decodedEnd, segment, "decoded_offset leaves a gap");
         require(segment.decodedBytes >= 0, segment, "decoded_bytes is too large");
         require((in.getShort(at + 32) & 0xFFFF) <= 1024, segment, "name is too long");
-        require(segment.alphabet <= PLANES, segment, "alphabet " + segment.alphabet + " is unknown");
+        require(segment.alphabet <= JOINT, segment, "alphabet " + segment.alphabet + " is unknown");
         require((in.get(at + 36) & 255) <= 8, segment, "rank is too large");
         require((flags & ~(COMPACT | NIBBLE)) == 0, segment, "unknown flags");
         require(!segment.nibble || sparse, segment, "NIBBLE with this alphabet");
-        require(segment.alphabet == GAP ? segment.capLog2 >= 5 && segment.capLog2 <= 8 : segment.capLog2 == 0,
-                segment, "cap_log2 is wrong");
+        int least = segment.alphabet == GAP ? 5 : segment.alphabet == JOINT ? 1 : 0;
+        int most = segment.alphabet == GAP ? 8 : segment.alphabet == JOINT ? 4 : 0;
+        require(segment.capLog2 >= least && segment.capLog2 <= most, segment, "cap_log2 is wrong");
         int mostFill = sparse ? segment.nibble ? 15 : 255 : segment.alphabet == PLANES ? 1 : 0;
         require(segment.fill <= mostFill, segment, "fill is wrong");
         require(segment.rowItems == 0 || !segment.compact && (sparse || segment.alphabet == PLAIN),
@@ -176,8 +180,8 @@ final class EszIndex {
             require(segment.codedOffset == codedEnd, segment, "coded_offset is wrong");
             require(segment.blockLog2 == 0 && segment.directoryBytes == 0, segment, "COMPACT with a directory");
             require(segment.decodedBytes <= 65536, segment, "too large for COMPACT");
-            int most = segment.decodedBytes + (segment.alphabet == RAW ? 0 : 2);
-            require(segment.codedBytes <= most, segment, "coded larger than stored");
+            int mostCoded = segment.decodedBytes + (segment.alphabet == RAW ? 0 : 2);
+            require(segment.codedBytes <= mostCoded, segment, "coded larger than stored");
             require(segment.alphabet != RAW || segment.codedBytes == segment.decodedBytes, segment, "RAW size differs");
             require(segment.decodedBytes > 0 || segment.alphabet == RAW, segment, "empty, but not RAW");
         } else {
@@ -187,6 +191,11 @@ final class EszIndex {
             require(segment.directoryBytes <= segment.codedBytes, segment, "directory is larger than the payload");
         }
         return segment;
+    }
+
+    /** Whether fill values are not coded one by one. */
+    static boolean isSparse(int alphabet) {
+        return alphabet == GAP || alphabet == MASK8 || alphabet == JOINT;
     }
 
     private static boolean inRange(long value, long most) {

@@ -14,6 +14,9 @@ final class EszTable {
     final char[] entries;
     final int mask;
 
+    /** JOINT: how many values there are but the fill value. */
+    int values;
+
     private EszTable(char[] entries) {
         this.entries = entries;
         this.mask = entries.length - 1;
@@ -21,7 +24,7 @@ final class EszTable {
 
     /** The tables of one alphabet, read together. */
     static final class Set {
-        /** PLAIN and PAIR: bytes; GAP: gaps; MASK8: masks. */
+        /** PLAIN and PAIR: bytes; GAP: gaps; MASK8: masks; JOINT: gaps with values. */
         final EszTable first;
         /** GAP and MASK8: values; else null. */
         final EszTable values;
@@ -82,32 +85,45 @@ final class EszTable {
             switch (segment.alphabet) {
                 case EszIndex.PLAIN:
                 case EszIndex.PLANES:
-                    return new Set(build(lengths(symbols, MAX_BITS)), null);
+                    return new Set(build(lengths(symbols, 1, MAX_BITS)), null);
                 case EszIndex.PAIR:
-                    return new Set(pairs(build(lengths(16, MAX_PAIR_BITS))), null);
+                    return new Set(pairs(build(lengths(16, 1, MAX_PAIR_BITS))), null);
                 case EszIndex.GAP:
-                    return new Set(build(lengths(1 << segment.capLog2, MAX_BITS)), values());
+                    return new Set(build(lengths(1 << segment.capLog2, 1, MAX_BITS)), values());
+                case EszIndex.JOINT:
+                    return new Set(joint(), null);
                 default:
-                    return new Set(build(lengths(256, MAX_BITS)), values());
+                    return new Set(build(lengths(256, 1, MAX_BITS)), values());
             }
         }
 
+        private EszTable joint() throws EszException {
+            int top = u8();
+            int count = (top << segment.capLog2) + EszIndex.JOINT_RUNS;
+            if (top == 0 || top < segment.fill || top >= symbols || count > 256) {
+                throw segment.error("the largest value is wrong");
+            }
+            EszTable table = build(lengths(count, top, MAX_BITS));
+            table.values = top;
+            return table;
+        }
+
         private EszTable values() throws EszException {
-            byte[] lengths = lengths(symbols, MAX_BITS);
+            byte[] lengths = lengths(symbols, 1, MAX_BITS);
             if (lengths[segment.fill] != 0) {
                 throw segment.error("the fill value has a code");
             }
             return build(lengths);
         }
 
-        /** Code length of each of {@code symbols} symbols, 0 for an unused one. */
-        private byte[] lengths(int symbols, int limit) throws EszException {
+        /** Code length of each of {@code symbols} symbols, 0 for an unused one; {@code row} of them are a row. */
+        private byte[] lengths(int symbols, int row, int limit) throws EszException {
             byte[] lengths = new byte[symbols];
             int form = u8();
             int[] listed;
             if (form == 0) {
                 listed = range(0, symbols - 1);
-            } else if (form == 1) {
+            } else if (form == 1 || form == 3) {
                 int first = u8();
                 int last = u8();
                 if (first > last || last >= symbols) {
@@ -125,6 +141,10 @@ final class EszTable {
             } else {
                 throw segment.error("table form " + form + " is unknown");
             }
+            if (form == 3) {
+                differences(lengths, listed[0], listed.length, row, limit);
+                return lengths;
+            }
             for (int i = 0; i < listed.length; i += 2) {
                 int two = u8();
                 lengths[listed[i]] = (byte) (two & 15);
@@ -140,6 +160,42 @@ final class EszTable {
                 }
             }
             return lengths;
+        }
+
+        /** Form 3: each length by its difference from the one a row before. */
+        private void differences(byte[] lengths, int first, int count, int row, int limit) throws EszException {
+            int held = 0;
+            int bits = 0;
+            int length = 0;
+            for (int i = 0; i < count; i++) {
+                if (i >= row) {
+                    length = lengths[first + i - row];
+                }
+                int ones = 0;
+                int explicit = 0;
+                for (int k = 0; k < 7 && (k == ones || ones == 3); k++) {
+                    if (bits == 0) {
+                        held = u8();
+                        bits = 8;
+                    }
+                    int bit = held & 1;
+                    held >>= 1;
+                    bits--;
+                    if (k < 3) {
+                        ones += bit;
+                    } else {
+                        explicit |= bit << k - 3;
+                    }
+                }
+                length = ones == 3 ? explicit : length + (ones == 1 ? 1 : ones == 2 ? -1 : 0);
+                if (length < 0 || length > limit) {
+                    throw segment.error("a code isn't of 0 to " + limit + " bits");
+                }
+                lengths[first + i] = (byte) length;
+            }
+            if (held != 0) {
+                throw segment.error("a table's last bits aren't 0");
+            }
         }
 
         private static int[] range(int first, int last) {

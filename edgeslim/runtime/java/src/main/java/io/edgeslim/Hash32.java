@@ -4,23 +4,29 @@ package io.edgeslim;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 
-/** The container's hash (FORMAT.md, section 1), over any number of updates. */
+/**
+ * The container's hash (FORMAT.md, section 1), over any number of updates: XXH32 of four strands of the data, each of
+ * every fourth piece of 16 bytes, and XXH32 of their hashes.
+ */
 final class Hash32 {
     private static final int PRIME1 = 0x9E3779B1;
     private static final int PRIME2 = 0x85EBCA77;
     private static final int PRIME3 = 0xC2B2AE3D;
-    private static final int STRIPE = 32;
-    private static final int LANES = 8;
+    private static final int PRIME4 = 0x27D4EB2F;
+    private static final int PRIME5 = 0x165667B1;
+    private static final int PIECE = 16;
+    private static final int STRANDS = 4;
+    private static final int STRIPE = STRANDS * PIECE;
 
-    /** Of each lane the sum of its words, and behind them the rotating sums of these sums. */
-    private final int[] lanes = new int[2 * LANES];
+    /** Four lanes of each strand. */
+    private final int[] lanes = new int[4 * STRANDS];
     private long total;
     private final byte[] rest = new byte[STRIPE];
     private int restBytes;
 
     Hash32() {
-        for (int k = 0; k < lanes.length; k++) {
-            lanes[k] = (k + 1) * PRIME1;
+        for (int k = 0; k < lanes.length; k += 4) {
+            seed(lanes, k);
         }
     }
 
@@ -28,6 +34,13 @@ final class Hash32 {
         Hash32 hash = new Hash32();
         hash.update(bytes, offset, length);
         return hash.value();
+    }
+
+    private static void seed(int[] lanes, int at) {
+        lanes[at] = PRIME1 + PRIME2;
+        lanes[at + 1] = PRIME2;
+        lanes[at + 2] = 0;
+        lanes[at + 3] = -PRIME1;
     }
 
     void update(byte[] bytes, int offset, int length) {
@@ -52,49 +65,67 @@ final class Hash32 {
         System.arraycopy(bytes, at, rest, 0, restBytes);
     }
 
-    /** Four lanes at a time, so that all that is summed up stays in registers. */
+    /** A strand at a time, so that its lanes stay in registers. */
     private static void stripes(int[] lanes, byte[] bytes, int start, int end) {
         ByteBuffer in = ByteBuffer.wrap(bytes).order(ByteOrder.LITTLE_ENDIAN);
-        for (int k = 0; k < LANES; k += 4) {
-            int a = lanes[k];
-            int b = lanes[k + 1];
-            int c = lanes[k + 2];
-            int d = lanes[k + 3];
-            int e = lanes[k + 8];
-            int f = lanes[k + 9];
-            int g = lanes[k + 10];
-            int h = lanes[k + 11];
-            for (int at = start + 4 * k; at < end; at += STRIPE) {
-                a += in.getInt(at);
-                b += in.getInt(at + 4);
-                c += in.getInt(at + 8);
-                d += in.getInt(at + 12);
-                e = Integer.rotateLeft(e, 9) + a;
-                f = Integer.rotateLeft(f, 9) + b;
-                g = Integer.rotateLeft(g, 9) + c;
-                h = Integer.rotateLeft(h, 9) + d;
-            }
-            lanes[k] = a;
-            lanes[k + 1] = b;
-            lanes[k + 2] = c;
-            lanes[k + 3] = d;
-            lanes[k + 8] = e;
-            lanes[k + 9] = f;
-            lanes[k + 10] = g;
-            lanes[k + 11] = h;
+        for (int strand = 0; strand < STRANDS; strand++) {
+            strand(lanes, 4 * strand, in, start + PIECE * strand, end);
         }
     }
 
-    int value() {
-        int[] last = lanes.clone();
-        if (restBytes > 0) {
-            byte[] padded = new byte[STRIPE];
-            System.arraycopy(rest, 0, padded, 0, restBytes);
-            stripes(last, padded, 0, STRIPE);
+    private static void strand(int[] lanes, int k, ByteBuffer in, int start, int end) {
+        int a = lanes[k];
+        int b = lanes[k + 1];
+        int c = lanes[k + 2];
+        int d = lanes[k + 3];
+        for (int at = start; at < end; at += STRIPE) {
+            a = round(a, in.getInt(at));
+            b = round(b, in.getInt(at + 4));
+            c = round(c, in.getInt(at + 8));
+            d = round(d, in.getInt(at + 12));
         }
-        int hash = (int) total * PRIME3;
-        for (int lane : last) {
-            hash = Integer.rotateLeft(hash ^ lane, 13) * PRIME1;
+        lanes[k] = a;
+        lanes[k + 1] = b;
+        lanes[k + 2] = c;
+        lanes[k + 3] = d;
+    }
+
+    private static int round(int lane, int word) {
+        return Integer.rotateLeft(lane + word * PRIME2, 13) * PRIME1;
+    }
+
+    int value() {
+        int[] last = new int[4];
+        seed(last, 0);
+        ByteBuffer in = ByteBuffer.wrap(rest).order(ByteOrder.LITTLE_ENDIAN);
+        long pieces = total / STRIPE;
+        for (int strand = 0; strand < STRANDS; strand++) {
+            int[] own = new int[4];
+            System.arraycopy(lanes, 4 * strand, own, 0, 4);
+            int held = Math.max(0, Math.min(PIECE, restBytes - PIECE * strand));
+            if (held == PIECE) {
+                strand(own, 0, in, PIECE * strand, PIECE * strand + 1);
+            }
+            last[strand] = round(last[strand], finish(own, pieces * PIECE + held, in, PIECE * strand));
+        }
+        return finish(last, PIECE, in, 0);
+    }
+
+    /** XXH32 of {@code size} bytes, of which {@code lanes} hold all whole pieces; the others are at {@code at}. */
+    private static int finish(int[] lanes, long size, ByteBuffer in, int at) {
+        int hash = PRIME5;
+        if (size >= PIECE) {
+            hash = Integer.rotateLeft(lanes[0], 1) + Integer.rotateLeft(lanes[1], 7)
+                    + Integer.rotateLeft(lanes[2], 12) + Integer.rotateLeft(lanes[3], 18);
+        }
+        hash += (int) size;
+        int end = at + (int) (size % PIECE);
+        int next = at;
+        for (; next + 4 <= end; next += 4) {
+            hash = Integer.rotateLeft(hash + in.getInt(next) * PRIME3, 17) * PRIME4;
+        }
+        for (; next < end; next++) {
+            hash = Integer.rotateLeft(hash + (in.get(next) & 255) * PRIME5, 11) * PRIME1;
         }
         hash = (hash ^ hash >>> 15) * PRIME2;
         hash = (hash ^ hash >>> 13) * PRIME3;
