@@ -75,7 +75,7 @@ class QuantizeInt4:
     max_bytes: int | None = None
     form: Literal["packed", "qdq"] = "packed"
     accuracy_level: Literal["target", 0, 1, 4] = "target"
-    damping: float = 0.01
+    damping: float = 0.03
     min_elements: int = 1024
     keep_float: tuple[str, ...] = ()
 
