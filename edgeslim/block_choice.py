@@ -25,6 +25,7 @@ GRIDS: tuple[tuple[int, int], ...] = ((4, 128), (4, 64), (4, 32), (4, 16), (8, 1
 """Bits and block sizes on offer."""
 TRIED = (4, 32)
 SAMPLES = 32
+ROWS = 512
 
 
 def choose_grids(
@@ -50,20 +51,13 @@ def choose_grids(
     offers = []
     for matrix in progress.track(matrices, "choosing grids", len(matrices)):
         hessian = hessians.get(matrix.name)
-        errors = {}
-        for bits, size in GRIDS:
-            rounded = round_blocks(
-                matrix.weight, bits=bits, block_size=size, symmetric=symmetric, importance=_importance(hessian)
-            ).dequantize()
-            lost = matrix.weight - rounded
-            errors[bits, size] = (
-                float(np.square(lost, dtype=np.float64).sum())
-                if hessian is None
-                else hessian_error(matrix.weight, rounded, hessian)
-            )
-            if (bits, size) == TRIED:
-                run = probe.with_weights({matrix.name: rounded})
-                loss = sum(_lost_share(run(batch.feed), whole) for batch, whole in zip(few, wanted, strict=True))
+        errors = {grid: _error(matrix, hessian, grid, symmetric=symmetric) for grid in GRIDS}
+        bits, size = TRIED
+        rounded = round_blocks(
+            matrix.weight, bits=bits, block_size=size, symmetric=symmetric, importance=_importance(hessian)
+        )
+        run = probe.with_weights({matrix.name: rounded.dequantize()})
+        loss = sum(_lost_share(run(batch.feed), whole) for batch, whole in zip(few, wanted, strict=True))
         scale = loss / errors[TRIED] if errors[TRIED] else 0.0
         offers.append(
             [
@@ -85,6 +79,21 @@ def matrix_bytes(matrix: Matrix, bits: int, block_size: int, *, symmetric: bool)
     rows, width = matrix.weight.shape
     scale_bytes = 4 if matrix.linears else 2
     return stored_bytes(rows, width, bits=bits, block_size=block_size, symmetric=symmetric, scale_bytes=scale_bytes)
+
+
+def _error(matrix: Matrix, hessian: npt.NDArray[np.float64] | None, grid: tuple[int, int], *, symmetric: bool) -> float:
+    """The output error of a layer, or the squared one of a table, at the nearest levels.
+
+    Of many rows it looks at some, the same ones for all grids.
+    """
+    bits, size = grid
+    weight = matrix.weight[:: max(1, len(matrix.weight) // ROWS)]
+    rounded = round_blocks(
+        weight, bits=bits, block_size=size, symmetric=symmetric, importance=_importance(hessian)
+    ).dequantize()
+    if hessian is None:
+        return float(np.square(weight - rounded, dtype=np.float64).sum())
+    return hessian_error(weight, rounded, hessian)
 
 
 def _importance(hessian: npt.NDArray[np.float64] | None) -> npt.NDArray[np.float64] | None:
