@@ -18,7 +18,8 @@ WIDTH, HEIGHT = 760, 470
 LEFT, RIGHT, TOP, BOTTOM = 74, 736, 54, 412
 LINE = 14.0
 STYLE = (
-    ".s{font:12px system-ui,-apple-system,'Segoe UI',sans-serif;fill:#333}.h{font-size:15px;font-weight:600}"
+    ".s{font:12px system-ui,-apple-system,'Segoe UI',sans-serif;fill:#333}"
+    ".s{stroke:#fff;stroke-width:3px;paint-order:stroke}.h{font-size:15px;font-weight:600}"
     ".o{fill:#0b5cad}.l{font-weight:600;fill:#0b5cad}.p{fill:#fff;stroke:#8a4b08;stroke-width:2}.q{fill:#6b3a06}"
     ".g{stroke:#dcdcdc}.a{stroke:#555;fill:none}.f{fill:none;stroke:#0b5cad;stroke-width:1.5}"
     ".k{fill:none;stroke:#8a4b08;stroke-width:1.5;stroke-dasharray:5 4}.t{stroke:#999;fill:none}"
@@ -99,7 +100,7 @@ def _labels(placed: Sequence[tuple[float, float, str]], peers: Collection[str]) 
     drawn = []
     for x, y, name in sorted(placed, key=lambda point: point[1]):
         label = name.removeprefix("edgeslim ")
-        width = 6.4 * len(label)
+        width = 7.0 * len(label)
         for step in range(60):
             shift = LINE / 2 * ((step + 3) // 4)
             left = x + 11 if step % 2 == 0 else x - 11 - width

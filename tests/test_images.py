@@ -16,6 +16,7 @@ from PIL import Image
 from edgeslim import images
 from edgeslim.errors import BadInputError
 from edgeslim.preprocessing import Preprocessing
+from edgeslim.samples import DataOptions, load_samples
 
 GRAY = Preprocessing(size=(4, 4), channels="gray")
 
@@ -171,3 +172,29 @@ def test_a_picture_of_another_size_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="4 x 4 pixels\n  expected: 5 x 5: the mode is none") as caught:
         images.load_pixels(tmp_path, Preprocessing(size=(5, 5), mode="none"), labels=None)
     assert caught.value.where == str(tmp_path / "a.png")
+
+
+def test_pictures_stay_bytes_until_they_are_run(tmp_path: Path) -> None:
+    import tracemalloc
+
+    big = Preprocessing(size=(64, 64), channels="rgb")
+    for number in range(60):
+        Image.fromarray(np.full((64, 64, 3), number, np.uint8)).save(tmp_path / f"{number}.png")
+    options = DataOptions(file=str(tmp_path), calibration_samples=20)
+    tracemalloc.start()
+    try:
+        samples = load_samples(
+            options, base=tmp_path, tokenizer=None, input_names=["x"], labels=None, example=None, seed=0,
+            preprocessing=big,
+        ).restricted(["x"])  # fmt: skip
+        kept = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    pixels = 60 * 64 * 64 * 3
+    assert kept < 2 * pixels, "as float32 they would take four times as much"
+    feed = samples.calibration[0].feed
+    np.testing.assert_array_equal(feed["x"], feed["x"])
+    assert feed["x"].dtype == np.float32
+    assert (list(feed), len(feed)) == (["x"], 1)
+    with pytest.raises(KeyError):
+        feed["y"]
