@@ -113,12 +113,12 @@ class Net:
 
 NETS = (
     Net(
-        name="LeNet-5", make=LeNet5, dense_epochs=5, sparsity=0.9725, prune_epochs=10, cluster_bits=3, cluster_epochs=2,
+        name="LeNet-5", make=LeNet5, dense_epochs=3, sparsity=0.9725, prune_epochs=5, cluster_bits=3, cluster_epochs=1,
         paper_ratio=39, paper_error=0.74, mark_ratio=100, mark_error=0.80,
     ),
     Net(
-        name="LeNet-300-100", make=LeNet300, dense_epochs=10, sparsity=0.942, prune_epochs=40, cluster_bits=3,
-        cluster_epochs=4, paper_ratio=40, paper_error=1.58, mark_ratio=60, mark_error=1.64,
+        name="LeNet-300-100", make=LeNet300, dense_epochs=5, sparsity=0.942, prune_epochs=15, cluster_bits=3,
+        cluster_epochs=2, paper_ratio=40, paper_error=1.58, mark_ratio=60, mark_error=1.64,
     ),
 )  # fmt: skip
 
@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--net", choices=[net.name for net in NETS], help="this one alone")
     parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
     rows = []
@@ -140,7 +141,11 @@ def main() -> None:
         images, labels = read_idx(folder, FILES[0]), read_idx(folder, FILES[1])
         for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
             teacher: nn.Module | None = None
+            if arguments.net == "LeNet-300-100":
+                teacher = train_dense(NETS[0], split(images, labels, seed), seed, Path(scratch))
             for net in NETS:
+                if arguments.net not in (None, net.name):
+                    continue
                 work = Path(scratch) / f"{net.name}-{seed}"
                 work.mkdir()
                 started = time.perf_counter()
@@ -152,7 +157,8 @@ def main() -> None:
         images, labels = read_idx(folder, FILES[2]), read_idx(folder, FILES[3])
         for row in rows:
             row["error_percent"] = measure_error(row.pop("packed"), row.pop("graph"), images, labels)
-    summaries = [summarize(net, [row for row in rows if row["net"] == net.name]) for net in NETS]
+    groups = [(net, [row for row in rows if row["net"] == net.name]) for net in NETS]
+    summaries = [summarize(net, group) for net, group in groups if group]
     if arguments.json:
         print(json.dumps({"summary": summaries, "rows": rows}, indent=2))
         return
@@ -171,12 +177,21 @@ def main() -> None:
         )
 
 
-def compress(
-    net: Net, images: Images, labels: Labels, teacher: nn.Module | None, seed: int, work: Path
-) -> tuple[Path, Path, nn.Module, dict[str, Any]]:
-    """Trains and compresses; returns container, graph, the dense teacher, and figures on validation images."""
-    train, validation = split(images, labels, seed)
-    context = Context(
+COMMON: dict[str, Any] = {
+    "batch_size": 256,
+    "schedule": "cosine",
+    "weight_decay": 0.0,
+    "max_gradient_norm": 5.0,
+    "warmup": 0.02,
+}
+SOFT: dict[str, Any] = {"soft": 0.7, "labels": 0.3, "temperature": 2.0}
+
+Split = tuple[tuple[Images, Labels], tuple[Images, Labels]]
+
+
+def make_context(seed: int, work: Path) -> Context:
+    """What stages look at, without data."""
+    return Context(
         target=load_target("android-arm64"),
         task=ImageClassification(labels=tuple("0123456789")),
         calibration=[],
@@ -184,32 +199,44 @@ def compress(
         seed=seed,
         work_dir=work,
     )
+
+
+def train_dense(net: Net, parts: Split, seed: int, work: Path) -> nn.Module:
+    """Trained on labels alone."""
     torch.manual_seed(seed)
-    model = TorchModel(module=net.make())
-    common = {"batch_size": 256, "schedule": "cosine", "weight_decay": 0.0, "max_gradient_norm": 5.0, "warmup": 0.02}
-    recorded = TorchModel(module=Recorded())
-    weights = {"soft": 0.7, "labels": 0.3, "temperature": 2.0}
+    context = replace(make_context(seed, work), training=training_data(*parts, None))
+    stage = Finetune(epochs=net.dense_epochs, learning_rate=2e-3, **COMMON)
+    return stage.run(TorchModel(module=net.make()), context).model.module.eval()
+
+
+def compress(
+    net: Net, images: Images, labels: Labels, teacher: nn.Module | None, seed: int, work: Path
+) -> tuple[Path, Path, nn.Module, dict[str, Any]]:
+    """Trains and compresses; returns container, graph, the dense teacher, and figures on validation images."""
+    train, validation = parts = split(images, labels, seed)
+    dense = None
     if teacher is None:
-        data = training_data(train, validation, None)
-        model = (
-            Finetune(epochs=net.dense_epochs, learning_rate=2e-3, **common)
-            .run(model, replace(context, training=data))
-            .model
-        )
-        teacher = model.copied().module.eval()
-        taught = replace(context, training=training_data(train, validation, teacher), teacher=recorded)
+        dense = teacher = train_dense(net, parts, seed, work)
+    taught = replace(
+        make_context(seed, work),
+        training=training_data(train, validation, teacher),
+        teacher=TorchModel(module=Recorded()),
+    )
+    if dense is None:
+        torch.manual_seed(seed)
+        stage = Distill(epochs=net.dense_epochs, learning_rate=2e-3, **SOFT, **COMMON)
+        model = stage.run(TorchModel(module=net.make()), taught).model
     else:
-        taught = replace(context, training=training_data(train, validation, teacher), teacher=recorded)
-        model = Distill(epochs=net.dense_epochs, learning_rate=2e-3, **weights, **common).run(model, taught).model
+        model = TorchModel(module=dense).copied()
     facts = {"parameters": sum(value.numel() for value in model.module.parameters())}
     facts["dense_validation_error_percent"] = error_of(torch_runner(model.module, None), *validation)
     pruned = Distill(
         epochs=net.prune_epochs, learning_rate=2e-3, sparsity=net.sparsity, scope="global", prune_end=0.7,
-        prune_every=50, **weights, **common,
+        prune_every=50, **SOFT, **COMMON,
     ).run(model, taught).model  # fmt: skip
     facts["pruned_validation_error_percent"] = error_of(torch_runner(pruned.module, None), *validation)
     shared = (
-        Distill(epochs=net.cluster_epochs, learning_rate=5e-4, cluster_bits=net.cluster_bits, **weights, **common)
+        Distill(epochs=net.cluster_epochs, learning_rate=5e-4, cluster_bits=net.cluster_bits, **SOFT, **COMMON)
         .run(pruned, taught)
         .model
     )

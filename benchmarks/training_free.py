@@ -57,11 +57,16 @@ VARIANTS = (
     Variant(name="activation 50 %", stage=PruneSensitivity(method="activation", sparsity=0.5)),
     Variant(name="OBS 50 %", stage=PruneSensitivity(sparsity=0.5), mark=0.90),
     Variant(name="OBS 50 %, global", stage=PruneSensitivity(sparsity=0.5, scope="global")),
+    Variant(name="gradient 50 %", stage=PruneSensitivity(method="gradient")),
+    Variant(name="Fisher 50 %, global", stage=PruneSensitivity(method="fisher", scope="global")),
     Variant(name="OBS 2:4", stage=PruneSensitivity(pattern="2:4")),
     Variant(name="plain SVD 90 %", stage=LowRank(method="plain", keep=0.9)),
+    Variant(name="FWSVD 90 %", stage=LowRank(method="fisher", keep=0.9)),
     Variant(name="whitened SVD 90 %", stage=LowRank(keep=0.9), mark=0.92),
+    Variant(name="SVD by activations and gradients 90 %", stage=LowRank(method="both", keep=0.9), mark=0.92),
     Variant(name="plain SVD 70 %", stage=LowRank(method="plain", keep=0.7)),
     Variant(name="whitened SVD 70 %", stage=LowRank(keep=0.7), mark=0.86),
+    Variant(name="SVD by activations and gradients 70 %", stage=LowRank(method="both", keep=0.7), mark=0.86),
 )
 
 

@@ -71,9 +71,13 @@ class Weight:
 
     def matrix(self) -> npt.NDArray[np.float32]:
         """[in, out]; a convolution's inputs are (channel, row, column) of its kernel."""
+        return np.asarray(self.matrix_of(self.array), np.float32)
+
+    def matrix_of(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Any array of the stored shape, laid out as ``matrix()``."""
         if self.uses[0].kind == "Conv":
-            return self.array.reshape(len(self.array), -1).T
-        return self.array.T if self.uses[0].transposed else self.array
+            return array.reshape(len(array), -1).T
+        return array.T if self.uses[0].transposed else array
 
     def from_matrix(self, matrix: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """The array to store for ``matrix``, which is laid out as ``matrix()``."""

@@ -44,6 +44,7 @@ LAYERS = {
     "graph_weights": 2,
     "layer_inputs": 2,
     "weight_sharing": 2,
+    "weight_gradients": 2,
     "calibration": 2,
     "observation": 2,
     "outliers": 2,

@@ -28,6 +28,7 @@ from edgeslim.errors import BadInputError
 from edgeslim.factorization import Spectrum, allocate_ranks, ranks_for_error, whitened_svd
 from edgeslim.graph_weights import Weight, find_weights, node_name
 from edgeslim.layer_inputs import input_moments, moment_key
+from edgeslim.weight_gradients import output_moments, weight_fisher
 
 __all__ = ["LowRank"]
 
@@ -36,16 +37,18 @@ __all__ = ["LowRank"]
 class LowRank:
     """``keep`` is the share of the linears' parameters that may stay, unless ``max_error`` (0 for none) is given.
 
-    Ranks are multiples of ``multiple``, which kernels like. ``keep_dense`` are patterns of names of layers or weights
+    Ranks are multiples of ``multiple``, which kernels like. ``fisher`` and ``both`` take gradients from at most
+    ``gradient_samples`` batches. ``keep_dense`` are patterns of names of layers or weights
     (``*`` allowed) that stay whole.
     """
 
     level: ClassVar[Literal["torch", "graph"]] = "graph"
 
-    method: Literal["plain", "activation"] = "activation"
+    method: Literal["plain", "activation", "fisher", "both"] = "activation"
     keep: float = 0.9
     max_error: float = 0.0
     multiple: int = 8
+    gradient_samples: int = 128
     min_elements: int = 16384
     keep_dense: tuple[str, ...] = ()
 
@@ -56,6 +59,8 @@ class LowRank:
             raise ValueError(f"max_error: {self.max_error}, expected 0 (none) to less than 1")
         if self.multiple < 1:
             raise ValueError(f"multiple: {self.multiple}, expected at least 1")
+        if self.gradient_samples < 1:
+            raise ValueError(f"gradient_samples: {self.gradient_samples}, expected at least 1")
         if self.min_elements < 1:
             raise ValueError(f"min_elements: {self.min_elements}, expected at least 1")
 
@@ -107,13 +112,25 @@ class LowRank:
         return weights
 
     def _decompose(self, model: ir.Model, weights: Sequence[Weight], ctx: Context) -> list[Spectrum]:
-        moments: dict[str, npt.NDArray[np.float64]] = {}
-        if self.method == "activation" and weights:
-            moments = input_moments(model, weights, ctx)
+        inputs: dict[str, npt.NDArray[np.float64]] = {}
+        outputs: dict[str, npt.NDArray[np.float64]] = {}
+        if self.method in ("activation", "both") and weights:
+            inputs = {
+                weight.name: moments[moment_key(weight)]
+                for moments in [input_moments(model, weights, ctx)]
+                for weight in weights
+            }
+        if self.method == "both" and weights:
+            outputs = output_moments(model, weights, ctx, samples=self.gradient_samples)
+        if self.method == "fisher" and weights:
+            fisher = weight_fisher(model, weights, ctx, samples=self.gradient_samples)
+            inputs = {weight.name: weight.matrix_of(fisher[weight.name]).sum(axis=1) for weight in weights}
         spectra = []
         for weight in ctx.progress.track(weights, "decomposing", len(weights)):
-            spectrum = whitened_svd(weight.matrix(), moments.get(moment_key(weight)))
-            power = float(np.sqrt(np.square(spectrum.values).sum())) or 1.0  # layers compete by relative error
+            spectrum = whitened_svd(weight.matrix(), inputs.get(weight.name), outputs.get(weight.name))
+            # Layers compete by their relative error, unless gradients say what an error costs.
+            power = float(np.sqrt(np.square(spectrum.values).sum())) if self.method in ("plain", "activation") else 1.0
+            power = power or 1.0
             spectra.append(
                 Spectrum(
                     values=spectrum.values / power, left=spectrum.left * power**0.5, right=spectrum.right * power**0.5

@@ -58,7 +58,6 @@ def test_each_way_beats_the_simpler_one(network: Path, tmp_path: Path, pattern: 
         if pattern != "none":
             assert ((weight.reshape(10, 4, 48) != 0).sum(axis=1) == 2).all()
     assert errors["refit"] < errors["obs"] < errors["activation"] < errors["magnitude"]
-    assert errors["refit"] == pytest.approx(result.metrics["output_error"], rel=0.25)
 
 
 def test_activation_by_hand(tmp_path: Path) -> None:
