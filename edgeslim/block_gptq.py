@@ -8,7 +8,7 @@ the error, 1 / U_jj².
 
 Then, by turns: all scales of a row are solved for together (least squares under H), and each level is moved to where
 the output error is least with all others held (coordinate descent; Behdin et al. 2023, arXiv 2309.01885). Neither can
-make the error larger, so a result is never worse than GPTQ's.
+make the error larger, so a result is never worse than GPTQ's. Zeros of a pruned weight stay zero through all of it.
 
 Layouts: weights float [rows, width], Hessian float64 [width, width].
 """
@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from edgeslim.blockwise import BlockGrid, BlockWeight, count_blocks, fit_blocks, round_scale
 from edgeslim.gptq import DAMPING, factor_inverse
+from edgeslim.pruning import keep_zeros
 
 __all__ = ["damp", "hessian_error", "refine_blocks", "round_gptq_blocks"]
 
@@ -64,6 +65,8 @@ def round_gptq_blocks(
     order = _order_blocks(np.diag(hessian), block_size) if activation_order else np.arange(width)
     upper = factor_inverse(hessian[np.ix_(order, order)], damping)
     left = np.array(weight, np.float64).T[order]
+    keep = keep_zeros(weight)
+    alive = None if keep is None else keep.T[order]
     levels = np.empty((width, rows), np.uint8)
     scale = np.empty((rows, blocks), np.float32)
     zero = None if symmetric else np.empty((rows, blocks), np.uint8)
@@ -76,7 +79,7 @@ def round_gptq_blocks(
         scale[:, block] = grid.scale[:, 0]
         if zero is not None and grid.zero_point is not None:
             zero[:, block] = grid.zero_point[:, 0]
-        _round_tiles(left, levels, upper, slice(start, end), grid)
+        _round_tiles(left, levels, upper, slice(start, end), grid, alive)
         start = end
     unordered = np.empty_like(levels)
     unordered[order] = levels
@@ -99,6 +102,7 @@ def _round_tiles(
     upper: npt.NDArray[np.float64],
     block: slice,
     grid: BlockGrid,
+    keep: npt.NDArray[np.bool_] | None,
 ) -> None:
     """Rounds the rows ``block`` of ``left`` [width, rows] to ``grid``, and moves the rest of ``left``."""
     step, zero = grid.scale[:, 0].astype(np.float64), np.asarray(grid.zero_of(0), np.float64)
@@ -107,6 +111,8 @@ def _round_tiles(
         errors = np.empty((end - start, left.shape[1]))
         for row in range(start, end):
             taken = np.clip(np.rint(left[row] / step) + zero, 0, grid.top)
+            if keep is not None:
+                taken = np.where(keep[row], taken, zero)
             levels[row] = taken
             error = (left[row] - (taken - zero) * step) / upper[row, row]
             left[row:end] -= np.outer(upper[row, row:end], error)
@@ -154,7 +160,7 @@ def _refit_scales(weight: npt.NDArray[Any], hessian: npt.NDArray[np.float64], ma
 
 def _descend(weight: npt.NDArray[Any], hessian: npt.NDArray[np.float64], made: BlockWeight) -> BlockWeight:
     """One pass over all levels: each to the nearest of where the error is least, the others held."""
-    grid = made.grid
+    grid, keep = made.grid, keep_zeros(weight)
     values = np.ascontiguousarray(made.dequantize().T, np.float64)
     slope = hessian @ (np.asarray(weight, np.float64).T - values)
     levels = np.ascontiguousarray(made.levels.T)
@@ -168,6 +174,8 @@ def _descend(weight: npt.NDArray[Any], hessian: npt.NDArray[np.float64], made: B
         for column in range(start, end):
             best = values[column] + slope[column] / hessian[column, column]
             taken = np.clip(np.rint(best / step) + zero, 0, grid.top)
+            if keep is not None:
+                taken = np.where(keep[:, column], taken, zero)
             move = (taken - zero) * step - values[column]
             levels[column] = taken
             slope[start:end] -= np.outer(hessian[start:end, column], move)

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgeslim.pruning import keep_zeros
+
 __all__ = ["RateTerm", "factor_inverse", "round_gptq"]
 
 BLOCK = 32
@@ -93,15 +95,17 @@ def round_gptq(
 
     ``upper`` is ``factor_inverse`` of the inputs' Hessian; layers that share their inputs share it. With ``rate`` a
     value goes to its neighbour nearer to zero where the bits that this saves are worth the error that it adds; later
-    rows make up for that error as for any other.
+    rows make up for that error as for any other. Zeros of a weight that was pruned (``pruning.keep_zeros``) stay zero.
     """
     step = np.broadcast_to(np.asarray(scale, np.float64), weight.shape[1:])
+    keep = keep_zeros(weight)
     rows, columns = weight.shape
     rounded = np.empty((rows, columns), np.int8)
     for first in range(0, columns, COLUMNS):  # columns don't depend on each other, and these fit a cache
         part = slice(first, first + COLUMNS)
         chosen = None if rate is None else replace(rate, classes=rate.classes[part], worth=rate.worth[part])
-        rounded[:, part] = _round_columns(np.asarray(weight[:, part]), upper, step[part], low, high, chosen)
+        alive = None if keep is None else keep[:, part]
+        rounded[:, part] = _round_columns(np.asarray(weight[:, part]), upper, step[part], low, high, chosen, alive)
     return rounded
 
 
@@ -112,6 +116,7 @@ def _round_columns(
     low: int,
     high: int,
     rate: RateTerm | None,
+    keep: npt.NDArray[np.bool_] | None,
 ) -> npt.NDArray[np.int8]:
     left = np.array(weight, np.float64)
     rounded = np.empty(left.shape, np.int8)
@@ -124,6 +129,8 @@ def _round_columns(
             values = np.clip(np.rint(exact), low, high)
             if rate is not None:
                 values = _cheapen(exact, values, rate, low, float(upper[row, row]))
+            if keep is not None:
+                values = np.where(keep[row], values, 0)
             rounded[row] = values
             error = (left[row] - values * step) / upper[row, row]
             left[row:end] -= np.outer(upper[row, row:end], error)

@@ -131,3 +131,13 @@ def test_no_inputs_at_all_is_nearest_and_infinite_ones_are_refused() -> None:
     np.testing.assert_array_equal(made.levels, round_blocks(weight, bits=4, block_size=16).levels)
     with pytest.raises(ValueError, match="Hessian"):
         round_gptq_blocks(weight, np.full((32, 32), np.inf), bits=4, block_size=16)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_zeros_of_a_pruned_weight_stay(symmetric: bool) -> None:
+    rng = np.random.default_rng(9)
+    inputs = rng.normal(size=(200, 16)) @ rng.normal(size=(16, 64)) + 0.1 * rng.normal(size=(200, 64))
+    weight = np.where(rng.random((40, 64)) < 0.5, 0, rng.normal(size=(40, 64)))
+    made = round_gptq_blocks(weight, inputs.T @ inputs, bits=4, block_size=16, symmetric=symmetric)
+    assert not made.dequantize()[weight == 0].any()
+    assert made.dequantize().any()

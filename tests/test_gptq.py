@@ -37,6 +37,19 @@ def plain_gptq(weight: np.ndarray, hessian: np.ndarray, scale: np.ndarray) -> np
     return rounded.astype(np.int8)
 
 
+def test_zeros_of_a_pruned_weight_stay() -> None:
+    rng = np.random.default_rng(9)
+    inputs = correlated(9, 200, 48)
+    weight = np.where(rng.random((48, 300)) < 0.5, 0, rng.normal(size=(48, 300))).astype(np.float32)
+    scale = np.abs(weight).max(axis=0) / 7
+    rounded = round_gptq(weight, factor_inverse(inputs.T @ inputs), scale)
+    assert not rounded[weight == 0].any()
+    nearest = np.clip(np.rint(weight / scale), -127, 127)
+    assert output_error(inputs, weight, rounded, scale) < 0.8 * output_error(inputs, weight, nearest, scale)
+    dense = np.where(weight == 0, 1e-9, weight)  # nobody pruned this one
+    assert round_gptq(dense, factor_inverse(inputs.T @ inputs), scale)[weight == 0].any()
+
+
 @pytest.mark.parametrize("size", [5, 32, 150])
 def test_equals_solving_each_step(size: int) -> None:
     rng = np.random.default_rng(size)

@@ -76,7 +76,7 @@ def test_zeros_survive_int8_and_code_small(network: Path, tmp_path: Path) -> Non
     result, _ = run_stage(PruneMagnitude(sparsity=0.9), network, tmp_path / "work", FEEDS)
     pruned, _ = save_graph(result.model, tmp_path / "pruned")
     zeros = stored(result)["first"] == 0
-    quantized, _ = run_stage(QuantizeInt8(rounding="nearest"), pruned, tmp_path / "int8", FEEDS)
+    quantized, _ = run_stage(QuantizeInt8(), pruned, tmp_path / "int8", FEEDS)
     values = stored(quantized)["one.weight_int8"]
     assert (values[zeros] == 0).all()
     coded = encode_container([Segment(name="w", data=values, dtype="int8", shape=values.shape)])
