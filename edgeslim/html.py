@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeslim.html_charts import PATTERNS, Point, draw_bar, draw_levels, draw_points, draw_strips, text
-from edgeslim.report import format_value
+from edgeslim.report import describe_change, format_value
 
 if TYPE_CHECKING:
     from edgeslim.comparison import Comparison, Levels
@@ -199,7 +199,7 @@ def _tradeoff(report: Report) -> str:
         return ""
     points = [Point(label="float export", bytes=before, drop=0.0)]
     for step in report.steps:
-        measured = step.metrics.get("drop")
+        measured = step.metrics.get("drop", step.after.get("drop"))
         if measured is not None and math.isfinite(measured) and step.bytes:
             points.append(Point(label=step.name, bytes=float(step.bytes), drop=measured))
     points.append(Point(label="this package", bytes=float(report.artifact.bytes), drop=drop.value))
@@ -247,7 +247,8 @@ def _step_row(step: StepRecord) -> str:
     metrics = "; ".join(f"{name} {_metric(name, value)}" for name, value in step.metrics.items())
     name = f"{step.name} ({step.engine})" if step.engine else step.name
     seconds = f"{step.seconds:.1f} s" + (", kept" if step.cached else "")
-    note = f'<tr class="note"><td colspan="4">{text(metrics)}</td></tr>\n' if metrics else ""
+    notes = [*describe_change(step), *([metrics] if metrics else [])]
+    note = "".join(f'<tr class="note"><td colspan="4">{text(line)}</td></tr>\n' for line in notes)
     return (
         f'<tr><td>{_code(name)}</td><td class="n">{step.changed}</td>'
         f'<td class="n">{size}</td><td class="n">{seconds}</td></tr>\n{note}'

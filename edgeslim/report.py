@@ -6,16 +6,18 @@ A verdict is always a word, never a colour alone.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, cast
 
-from edgeslim.core import Finding, Report
+from edgeslim.core import Finding, Report, StepRecord
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["format_value", "print_report"]
+__all__ = ["describe_change", "format_value", "print_report"]
 
+_FIGURES = {"bytes": "size", "download_bytes": "download", "latency_ms": "latency", "drop": "loss"}
 _STYLES = {"pass": "green", "fail": "bold red", "unjudged": "yellow", "measured": "dim"}
 
 
@@ -42,6 +44,9 @@ def print_report(report: Report, console: Console, *, written: bool, heading: st
         )
     if report.steps:
         console.print(steps)
+    for step in report.steps:
+        for line in describe_change(step):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     for (check, where), group in groupby(report.findings, key=lambda finding: (finding.check, finding.where)):
         console.print(f"\n[bold]{check}[/]  {escape(where)}", highlight=False)
         findings = Table(box=None, pad_edge=False, show_header=False)
@@ -60,6 +65,20 @@ def print_report(report: Report, console: Console, *, written: bool, heading: st
     for note in report.notes:
         console.print(f"note: {note}", markup=False, highlight=False)
     console.print(_conclusion(report, written=written), markup=False, highlight=False, soft_wrap=True)
+
+
+def describe_change(step: StepRecord) -> Iterator[str]:
+    """What a stage made of size, download, latency and loss, and what it left as it was; nothing for other steps."""
+    if not step.before:
+        return
+    parts = []
+    for name, after in step.after.items():
+        unit = "bytes" if name.endswith("bytes") else "ms" if name.endswith("_ms") else ""
+        values = [format_value(value, unit) for value in (step.before.get(name, after), after)]
+        label = _FIGURES.get(name, name)
+        parts.append(f"{label} unchanged" if name in step.unchanged else f"{label} {values[0]} → {values[1]}")
+    yield f"{step.name}: " + "; ".join(parts)
+    yield f"  {step.measured_on}"
 
 
 def format_value(value: float, unit: str) -> str:
