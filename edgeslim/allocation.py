@@ -43,6 +43,7 @@ BIT_SLOPE = 2 * math.log(2) / 12
 SAMPLED = 8
 SHARED_POWER = 1 / 3
 TOLERANCE = 5e-4
+PRECISION = 1e-4
 MIN_COLUMNS = 96
 
 
@@ -158,15 +159,15 @@ def find_delta(predict: Callable[[float], float], goal: float, low: float, high:
     log δ, kept between bounds. Where a bound isn't enough it is the bound.
     """
     left, right = math.log2(low), math.log2(high)
-    place = right
     slope = -weights / 8
+    place = min(max(right + goal / slope, left), right)  # at ``high`` little is left to code
     past: tuple[float, float] | None = None
     for _ in range(16):
         found = predict(2.0**place)
         if abs(found - goal) <= TOLERANCE * goal:
             break
         left, right = (place, right) if found > goal else (left, place)
-        if right - left < 1e-6:
+        if right - left < PRECISION:
             break
         if past is not None and place != past[0] and found != past[1]:
             slope = min((found - past[1]) / (place - past[0]), -1e-3 * weights)
