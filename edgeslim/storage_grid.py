@@ -120,16 +120,20 @@ class StorageFit:
             skipped["gradients"] = f"steps are chosen by each layer's own error: {error.where}: {error.got}"
         self._tensors += [self._table(table, _name(table.node.outputs[0])) for table in tables]
 
-    def add_linear(self, linear: Linear, weight: npt.NDArray[np.float32], upper: npt.NDArray[np.float64]) -> None:
-        """Adds a layer: its weight as it will be rounded, and ``factor_inverse`` of its inputs' Hessian."""
+    def add_linear(
+        self, linear: Linear, weight: npt.NDArray[np.float32], upper: npt.NDArray[np.float64], *, samples: int
+    ) -> None:
+        """Adds a layer: its weight as it will be rounded, and ``factor_inverse`` of its inputs' Hessian.
+
+        The Hessian is a sum over ``samples``.
+        """
         found = self._sensitivity
         if found is None:
             energy = float(np.square(np.linalg.solve(upper.T, weight)).sum())
             gradients = np.full(weight.shape[1], 1 / max(energy, TINY))
         else:
             output = _name(linear.output)
-            rows = sum(batch.rows for batch in self._context.calibration)
-            gradients = found.channels[output] / max(found.tokens[output] * rows, 1)
+            gradients = found.channels[output] / max(found.tokens[output] * samples, 1)
         self._tensors.append(GridTensor(name=linear.name, weight=weight, upper=upper, gradients=gradients))
 
     def apply(self, model: ir.Model) -> Mapping[str, float]:

@@ -231,6 +231,7 @@ class QuantizeInt8:
         if (self.rounding == "gptq" and self.weight == "symmetric") or fit is not None:
             hessians = add_hessians(runner, sites, ctx.calibration, progress=ctx.progress)
         order = {name: index for index, name in enumerate(sites)}
+        samples = sum(batch.rows for batch in ctx.calibration)
         factor: npt.NDArray[np.float64] | None = None
         for linear in ctx.progress.track(
             sorted(linears, key=lambda linear: order[linear.source_name]), "quantizing weights"
@@ -239,7 +240,7 @@ class QuantizeInt8:
             if name in hessians:  # the first of those that share this input
                 factor = factor_inverse(hessians.pop(name))
             if fit is not None and factor is not None:
-                fit.add_linear(linear, _smoothed(linear, sites[name]), factor)
+                fit.add_linear(linear, _smoothed(linear, sites[name]), factor, samples=samples)
             rounded = self._round(linear, sites[name], factor if self.rounding == "gptq" else None)
             writer.write_linear(linear, rounded, sites[name])
 
