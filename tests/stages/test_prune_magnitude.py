@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from onnx import helper
 from small_graphs import run_stage, stored, write_model
+from torch import nn
 
 from edgeslim.codec import Segment, encode_container
+from edgeslim.core import Quiet
 from edgeslim.errors import BadInputError
 from edgeslim.fields import parse_fields
 from edgeslim.graph import save_graph
+from edgeslim.masks import check_masks
 from edgeslim.stages.prune_magnitude import PruneMagnitude
 from edgeslim.stages.quantize_int8 import QuantizeInt8
+from edgeslim.torch_model import TorchModel
 
 RANDOM = np.random.default_rng(0)
 FIRST = RANDOM.normal(size=(32, 64)).astype(np.float32)
@@ -81,6 +87,36 @@ def test_zeros_survive_int8_and_code_small(network: Path, tmp_path: Path) -> Non
     assert (values[zeros] == 0).all()
     coded = encode_container([Segment(name="w", data=values, dtype="int8", shape=values.shape)])
     assert len(coded) < 0.3 * values.size
+
+
+@pytest.mark.parametrize("settings", [{}, {"pattern": "2:4"}, {"scope": "global", "sparsity": 0.7}])
+def test_a_torch_model_gets_the_same_zeros_as_its_graph(network: Path, tmp_path: Path, settings: dict) -> None:
+    """Linear layers hold [out, in], the graph's MatMul [in, out]."""
+    module = nn.Sequential(nn.Linear(32, 64, bias=False), nn.Linear(64, 48))
+    with torch.no_grad():
+        module[0].weight.copy_(torch.tensor(FIRST.T))
+        module[1].weight.copy_(torch.tensor(SECOND))
+    stage = PruneMagnitude(**settings)
+    expected = stored(run_stage(stage, network, tmp_path / "work", FEEDS)[0])
+    result = stage.run(TorchModel(module=module), SimpleNamespace(progress=Quiet()))
+    found = result.model.module
+    assert np.array_equal(found[0].weight.detach().numpy().T, expected["first"])
+    assert np.array_equal(found[1].weight.detach().numpy(), expected["second"])
+    assert np.array_equal(result.model.masks["0.weight"].numpy().T, expected["first"] != 0)
+    check_masks(found, {}, result.model.masks, "prune_magnitude")
+
+
+def test_masks_of_earlier_stages_hold_and_the_rest_is_told(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Conv1d(8, 16, 4), nn.Linear(30, 40), nn.Linear(8, 8), nn.Bilinear(8, 8, 8))
+    earlier = {"1.weight": torch.zeros(40, 30, dtype=torch.bool)}
+    stage = PruneMagnitude(pattern="2:4", min_elements=100, keep=("0",))
+    result = stage.run(TorchModel(module=module, masks=earlier), SimpleNamespace(progress=Quiet()))
+    assert result.changed == 0
+    assert result.skipped["0.weight"] == "kept by the recipe"
+    assert "30 inputs aren't a multiple of 4" in result.skipped["1.weight"]
+    assert "fewer than min_elements" in result.skipped["2.weight"]
+    assert "Bilinear" in result.skipped["3.weight"]
+    assert not module[1].weight.any()
 
 
 def test_refusals(refuses: object) -> None:
