@@ -20,6 +20,7 @@ ROWS = {
     "calibration.txt": 128,
     "calibration-large.txt": 1000,
     "evaluation.txt": 500,
+    "products.jsonl": 999,
     "test.jsonl": 1000,
     "train.jsonl": 8000,
 }

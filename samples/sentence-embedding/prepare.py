@@ -17,6 +17,7 @@ evaluation.txt          film 4100:4250, mix 100:450         every quality figure
 calibration-large.txt   film 3000:3550, mix 450:900         calibration
 test.jsonl              film 2000:3000                      the accuracy of the text classification
 train.jsonl             film 0:2000, 4250: (8,000 of them)  training it
+products.jsonl          product 300:1300                    its accuracy outside of what it was trained on
 ======================  ==================================  =======================================================
 
 No text is in two of these files. They are written only when they aren't there yet, and each by a rename.
@@ -53,6 +54,7 @@ FILES_SHA256 = {
     "calibration.txt": "20ffd5fdcdc55a7c95210d681e373c6814050cbfa39b1329a8470410656be3b4",
     "calibration-large.txt": "13c38ba1c9df78d939e6cc878768d4a46ba82c533e1511b66e39a2f6be6e60f9",
     "evaluation.txt": "71c47d90da9648e71869b42282a719bfa678024bfe21d06da65166fdcf37caca",
+    "products.jsonl": "99a0897cfcf740a0bba9653a26614ee61762e4a486b771cd113d2962bd24c9dd",
     "test.jsonl": "23cc6076621144e82309e4f4b1c4320d54ceb63ef4b9d14926e63434bdfcf063",
     "train.jsonl": "988bbd625db3299e47a68ac471485c18720904f49e786d925ec47327bfb7a586",
 }
@@ -124,19 +126,23 @@ def _select(snippets: dict[str, list[Snippet]]) -> dict[str, bytes]:
     film = list(snippets[FILM])
     generator.shuffle(film)
     mix: list[Snippet] = []
+    rest: dict[str, list[Snippet]] = {}
     for name in OTHERS:
         shuffled = list(snippets[name])
         generator.shuffle(shuffled)
         mix += shuffled[:300]
+        rest[name] = shuffled[300:]
     generator.shuffle(mix)
     calibration, evaluation = film[4000:4064] + mix[0:64], film[4100:4250] + mix[100:450]
     test = film[2000:3000]
     large = _leave_out(film[3000:3550] + mix[450:900], calibration + evaluation + test)
     train = _leave_out(film[0:2000] + film[4250:], calibration + evaluation + test + large)[:8000]
+    products = _leave_out(rest[OTHERS[0]][:1000], calibration + evaluation + test + large + train)
     return {
         "calibration.txt": _as_lines(text for text, _ in calibration),
         "calibration-large.txt": _as_lines(text for text, _ in large),
         "evaluation.txt": _as_lines(text for text, _ in evaluation),
+        "products.jsonl": _as_lines(json.dumps({"text": text, "label": label}) for text, label in products),
         "test.jsonl": _as_lines(json.dumps({"text": text, "label": label}) for text, label in test),
         "train.jsonl": _as_lines(json.dumps({"text": text, "label": label}) for text, label in train),
     }
