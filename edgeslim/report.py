@@ -68,7 +68,14 @@ def print_report(report: Report, console: Console, *, written: bool, heading: st
 
 
 def describe_change(step: StepRecord) -> Iterator[str]:
-    """What a stage made of size, download, latency and loss, and what it left as it was; nothing for other steps."""
+    """What a stage made of size, download, latency and loss, and what it left as it was; nothing for other steps.
+
+    A stage that fitted weights to a size says how many bits they take, and how good its prediction was.
+    """
+    if "storage_bits" in step.metrics:
+        found = step.metrics
+        predicted, packed = (format_value(found[name], "bytes") for name in ("predicted_bytes", "packed_bytes"))
+        yield f"{step.name}: {found['storage_bits']:.2f} bits a weight; weights {packed}, predicted {predicted}"
     if not step.before:
         return
     parts = []

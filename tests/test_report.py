@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -178,3 +179,12 @@ def test_a_narrow_terminal_hides_no_figure() -> None:
     assert "package_bytes" in text
     assert "≤ 21.50 MB" in text
     assert "pass" in text
+
+
+def test_a_stage_that_fitted_a_size_says_what_came_of_it() -> None:
+    fitted = {"storage_bits": 3.4012, "predicted_bytes": 9_700_000.0, "packed_bytes": 9_712_345.0}
+    made = report()
+    step = replace(made.steps[0], metrics=fitted)
+    text = shown(replace(made, steps=(step,)))
+    assert "quantize_int8: 3.40 bits a weight; weights 9.71 MB, predicted 9.70 MB" in text
+    assert "bits a weight" not in shown(made)
