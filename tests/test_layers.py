@@ -41,6 +41,7 @@ LAYERS = {
     "obs": 1,
     "factorization": 1,
     "clustering": 1,
+    "vbmf": 1,
     "graph_weights": 2,
     "layer_inputs": 2,
     "weight_sharing": 2,
