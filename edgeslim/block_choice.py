@@ -15,7 +15,7 @@ import numpy.typing as npt
 from edgeslim.block_budget import Choice, choose_within
 from edgeslim.block_gptq import hessian_error
 from edgeslim.block_sites import Matrix
-from edgeslim.blockwise import round_blocks, stored_bytes
+from edgeslim.blockwise import count_blocks, round_blocks, stored_bytes
 from edgeslim.core import Batch, Feed, Progress
 from edgeslim.weight_probe import WeightProbe
 
@@ -78,7 +78,9 @@ def matrix_bytes(matrix: Matrix, bits: int, block_size: int, *, symmetric: bool)
     """What ``matrix`` takes in memory; a table's scales are float16 if no linear layer shares them."""
     rows, width = matrix.weight.shape
     scale_bytes = 4 if matrix.linears else 2
-    return stored_bytes(rows, width, bits=bits, block_size=block_size, symmetric=symmetric, scale_bytes=scale_bytes)
+    filling = 0 if matrix.linears else count_blocks(width, block_size) * block_size - width  # a table has none
+    size = stored_bytes(rows, width, bits=bits, block_size=block_size, symmetric=symmetric, scale_bytes=scale_bytes)
+    return size - rows * filling * bits // 8
 
 
 def _error(matrix: Matrix, hessian: npt.NDArray[np.float64] | None, grid: tuple[int, int], *, symmetric: bool) -> float:

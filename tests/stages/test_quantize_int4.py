@@ -119,18 +119,19 @@ def test_linear_equals_numpy(
 
 
 @pytest.mark.parametrize("weight", ["symmetric", "affine"])
-@pytest.mark.parametrize("bits", [4, 8])
-def test_table_equals_numpy(tmp_path: Path, *, weight: str, bits: int) -> None:
+@pytest.mark.parametrize(("bits", "block_size"), [(4, 32), (8, 32), (4, 128)])
+def test_table_equals_numpy(tmp_path: Path, *, weight: str, bits: int, block_size: int) -> None:
     nodes = [helper.make_node("Gather", ["table", "ids"], ["y"], name="embed")]
     path = make_model(tmp_path / "table.onnx", nodes, [value("ids", TensorProto.INT64, "batch", "length")], table=TABLE)
     feed = {"ids": np.array([[0, 99, 7], [3, 3, 50]])}
-    settings = {"weight": weight, "embedding_bits": bits, "embedding_block_size": 32}
+    settings = {"weight": weight, "embedding_bits": bits, "embedding_block_size": block_size}
     result, made = quantize(path, tmp_path / "work", [feed], **settings)
-    rounded = round_blocks(TABLE, bits=bits, block_size=32, symmetric=weight == "symmetric").dequantize()
+    rounded = round_blocks(TABLE, bits=bits, block_size=block_size, symmetric=weight == "symmetric").dequantize()
     np.testing.assert_allclose(open_runner(made)(feed)["y"], rounded[feed["ids"]], rtol=1e-3)  # scales are float16
     assert optimized(made) == {"GatherBlockQuantized": 1, "Cast": 1}
-    zero_points = 0 if weight == "symmetric" else 2 * bits / 8
-    assert result.metrics["embedding_bytes"] == 300 * (64 * bits / 8 + 2 * 2 + zero_points)
+    blocks = -(-64 // block_size)
+    zero_points = 0 if weight == "symmetric" else -(-blocks * bits // 8)
+    assert sum(span.length for span in weight_spans(made)) == 300 * (64 * bits / 8 + 2 * blocks + zero_points)
     assert sum(span.length for span in weight_spans(made)) == result.metrics["embedding_bytes"]
     assert all(finding.verdict == "pass" for finding in check_operators(made, load_target("android-arm64")))
 
