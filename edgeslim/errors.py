@@ -8,7 +8,7 @@ An error says where it happened, what was found, what was expected, and then how
 
 One subclass a kind of trouble, one exit code a subclass. The codes are part of the command line's contract:
 0 fine, 1 a defect of edgeslim itself, 2 usage, 3 bad input, 4 missed budget, 5 missing tool, 6 failed check,
-130 interrupted, 143 terminated, 141 nobody reads the output any more.
+7 trouble with a device, 130 interrupted, 143 terminated, 141 nobody reads the output any more.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ __all__ = [
     "BadInputError",
     "BudgetError",
     "CheckError",
+    "DeviceError",
     "EdgeslimError",
     "MissingToolError",
     "UsageError",
@@ -82,6 +83,12 @@ class CheckError(EdgeslimError):
     """A correctness check failed: a round trip that loses bytes, an operator that the target lacks."""
 
     exit_code = 6
+
+
+class DeviceError(EdgeslimError):
+    """A device can't be used: out of reach or unplugged, full, busy, of another instruction set, or it hangs."""
+
+    exit_code = 7
 
 
 def near_miss(name: str, known: Iterable[str]) -> str:

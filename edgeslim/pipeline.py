@@ -26,7 +26,7 @@ from edgeslim.checks.latency import check_latency
 from edgeslim.checks.lossless import check_lossless
 from edgeslim.checks.operators import check_operators
 from edgeslim.checks.size import check_size
-from edgeslim.core import Artifact, ArtifactInfo, Batch, Budget, Context, Finding, Progress, Quiet, Report, Task
+from edgeslim.core import Artifact, ArtifactInfo, Batch, Budget, Context, Feed, Finding, Progress, Quiet, Report, Task
 from edgeslim.freeze import fixed_length
 from edgeslim.inputs import build_inputs, remember, versions
 from edgeslim.packaging.android import AndroidSettings, MavenCoordinates, write_aar, write_maven
@@ -47,7 +47,7 @@ from edgeslim.target import TargetProfile
 from edgeslim.task import ImageClassification, resolve_task
 from edgeslim.workspace import publish, scratch_folder
 
-__all__ = ["check_cost", "run_build"]
+__all__ = ["check_cost", "run_build", "timed_feed"]
 
 LATENCY_LENGTH = 128
 REPORT_NAME = "report.json"
@@ -277,9 +277,13 @@ def check_cost(
         installed_bytes=package + artifact.weights.stat().st_size + artifact.model.stat().st_size,
         memory_bytes=target.machine.memory_bytes,
     )
-    length = fixed_length(artifact.model) or min(LATENCY_LENGTH, max_length)
-    feed = fixed_length_feed(evaluation, length)
+    feed = timed_feed(artifact.model, evaluation, max_length)
     yield from check_latency(artifact, feed, target, budget, progress=progress)
+
+
+def timed_feed(model: Path, evaluation: Sequence[Batch], max_length: int) -> Feed:
+    """The inputs of the run that is timed: a sample at the usual length, or at the only one that the model takes."""
+    return fixed_length_feed(evaluation, fixed_length(model) or min(LATENCY_LENGTH, max_length))
 
 
 def _facts(source: Source, task: Task, path: Path, samples: Samples, plan: Plan) -> Mapping[str, Any]:

@@ -25,8 +25,9 @@ from edgeslim.errors import BadInputError, UsageError
 from edgeslim.inputs import versions
 from edgeslim.packaging.manifest import Manifest
 from edgeslim.packaging.unpack import Package, unpack_package
-from edgeslim.pipeline import check_cost
+from edgeslim.pipeline import check_cost, timed_feed
 from edgeslim.project import AndroidOptions, Plan
+from edgeslim.recheck_device import DeviceOptions, run_package
 from edgeslim.recheck_inputs import (
     data_options,
     evaluation_samples,
@@ -67,6 +68,8 @@ class CheckOptions:
     max_drop: float | None = None
     max_size: str | None = None
     max_latency: str | None = None
+    device: DeviceOptions | None = None
+    max_instructions: int | None = None
 
 
 def check_package(options: CheckOptions, progress: Progress | None = None) -> Report:
@@ -81,6 +84,7 @@ def check_package(options: CheckOptions, progress: Progress | None = None) -> Re
         max_drop=options.max_drop,
         max_size_bytes=None if options.max_size is None else parse_bytes(options.max_size, "--max-size"),
         max_latency_ms=None if options.max_latency is None else parse_ms(options.max_latency, "--max-latency"),
+        max_instructions=options.max_instructions,
     )
     wanted = None if options.target is None else load_target(options.target)
     with _temporary_folder() as work:
@@ -191,11 +195,30 @@ def _check_model(
     samples = evaluation_samples(manifest, task, options.data, tokenizer, runner.inputs, example)
     _try_feed(runner, samples.evaluation[0].feed, options.data)
     notes += samples.notes
-    where = f"host, {sum(batch.rows for batch in samples.evaluation)} samples"
+    length = 128 if manifest.tokenizer is None else manifest.tokenizer.max_length
+    candidate: Runner = runner
+    place = "host"
+    if options.device is not None:
+        there = run_package(
+            options.device,
+            isa=target.machine.isa,
+            model=model,
+            weights=package.folder / graph.WEIGHTS_NAME,
+            packed=package.folder / "weights.esz",
+            evaluation=samples.evaluation,
+            timed=timed_feed(model, samples.evaluation, length),
+            threads=target.runtime.threads,
+            progress=progress,
+        )
+        yield from there.findings(runner, budget)
+        budget = replace(budget, max_latency_ms=None, max_instructions=None)  # judged there
+        samples = replace(samples, evaluation=there.batches)
+        candidate, place = there.runner, f"device: {there.label}"
+    where = f"{place}, {sum(batch.rows for batch in samples.evaluation)} samples"
     progress.step("checks")
     if reference is not None and task is not None:
         yield from check_accuracy(
-            runner,
+            candidate,
             open_runner(reference),
             samples.evaluation,
             task,
@@ -205,9 +228,9 @@ def _check_model(
             progress=progress,
         )
     else:
-        compared = list(_check_recording(runner, samples, task, budget, package, progress))
+        compared = list(_check_recording(candidate, samples, task, budget, package, progress, place))
         missing = None if compared else budget.max_drop
-        yield from _check_labels(runner, samples.evaluation, task, missing, where, progress)
+        yield from _check_labels(candidate, samples.evaluation, task, missing, where, progress)
         yield from compared
     artifact = Artifact(
         package=package.path,
@@ -217,7 +240,6 @@ def _check_model(
         manifest=package.folder / "manifest.json",
         reference=reference,
     )
-    length = 128 if manifest.tokenizer is None else manifest.tokenizer.max_length
     yield from check_cost(
         artifact,
         samples.evaluation,
@@ -302,7 +324,13 @@ def _check_labels(
 
 
 def _check_recording(
-    runner: Runner, samples: Samples, task: Task | None, budget: Budget, package: Package, progress: Progress
+    runner: Runner,
+    samples: Samples,
+    task: Task | None,
+    budget: Budget,
+    package: Package,
+    progress: Progress,
+    place: str,
 ) -> Iterator[Finding]:
     """Beside what the float model said, of the samples that the build recorded; nothing where it recorded none."""
     path = package.folder / RECORDING_NAME
@@ -312,7 +340,7 @@ def _check_recording(
     known = [batch for batch in samples.evaluation if recording.knows(batch)]
     if not known:
         return
-    where = f"host, {len(known)} samples of which the package holds the float model's outputs"
+    where = f"{place}, {len(known)} samples of which the package holds the float model's outputs"
     found = check_accuracy(runner, recording, known, task, budget, where=where, judged=True, progress=progress)
     labelled = all(batch.labels for batch in samples.evaluation)
     for finding in found:

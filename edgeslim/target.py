@@ -77,7 +77,8 @@ class Budget:
 
     ``max_drop`` is in the task's own unit (1 - mean cosine, or lost accuracy), ``max_size_bytes`` holds for the
     package, ``max_latency_ms`` for the 50th percentile on the target device, ``max_latency_ratio`` for the latency
-    against the float export, measured on the building host.
+    against the float export, measured on the building host. ``max_instructions`` holds for one run on an emulated
+    machine.
     """
 
     max_drop: float | None = None
@@ -85,6 +86,7 @@ class Budget:
     max_latency_ms: float | None = None
     max_latency_ratio: float | None = None
     max_peak_memory_bytes: int | None = None
+    max_instructions: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

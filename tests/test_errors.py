@@ -10,6 +10,7 @@ from edgeslim.errors import (
     BadInputError,
     BudgetError,
     CheckError,
+    DeviceError,
     EdgeslimError,
     MissingToolError,
     UsageError,
@@ -23,6 +24,7 @@ CODES = {
     BudgetError: 4,
     MissingToolError: 5,
     CheckError: 6,
+    DeviceError: 7,
 }
 
 

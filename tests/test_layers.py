@@ -112,6 +112,7 @@ LAYERS = {
     "runtime": 2,
     "pipeline": 3,
     "recheck": 3,
+    "recheck_device": 3,
     "recheck_inputs": 3,
     "scaffold": 3,
     "recipe": 3,
