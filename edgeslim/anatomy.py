@@ -17,10 +17,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from edgeslim.container_tensors import open_container
 from edgeslim.errors import BadInputError
 from edgeslim.module_paths import GROUPS, block_path, group_layers, layer_path
 from edgeslim.source import resolve_source
-from edgeslim.tensor_files import FileSize, StoredTensor, TensorFile, open_package, read_onnx, read_safetensors
+from edgeslim.tensor_files import (
+    FileSize,
+    StoredTensor,
+    TensorFile,
+    open_package,
+    read_onnx,
+    read_safetensors,
+)
 
 __all__ = [
     "Anatomy",
@@ -120,12 +128,16 @@ def dissect_model(model: str) -> Anatomy:
 
 @contextmanager
 def open_model(model: str) -> Iterator[tuple[Path, TensorFile]]:
-    """Where ``model`` lies and its tensors: an archive, a ``.safetensors`` file, or what ``resolve_source`` finds."""
+    """Where ``model`` lies and its tensors: an archive, container, ``.safetensors``, or a ``resolve_source`` result."""
     path = Path(model)
     if model.endswith((".aar", ".tar.gz")) and not model.startswith("pkg://"):
         if not path.is_file():
             raise BadInputError(model, "no such file", expected="a package that edgeslim built")
         with open_package(path) as opened:
+            yield path, opened
+        return
+    if path.suffix == ".esz" and path.is_file():
+        with open_container(path) as opened:
             yield path, opened
         return
     if path.suffix == ".safetensors" and path.is_file():

@@ -24,7 +24,16 @@ from edgeslim.errors import BadInputError
 from edgeslim.graph import MODEL_NAME, WEIGHTS_NAME, load_graph
 from edgeslim.packaging.unpack import Package, unpack_package
 
-__all__ = ["FileSize", "StoredTensor", "TensorFile", "open_package", "read_onnx", "read_safetensors"]
+__all__ = [
+    "FileSize",
+    "StoredTensor",
+    "TensorFile",
+    "alphabet_name",
+    "open_package",
+    "read_onnx",
+    "read_part",
+    "read_safetensors",
+]
 
 CHUNK_BYTES = 1 << 20
 MAX_HEADER_BYTES = 100 << 20
@@ -116,7 +125,7 @@ def read_onnx(path: Path, packed: Path | None = None) -> TensorFile:
             if place in seen:  # another tensor has these bytes already
                 stored = replace(stored, stored_bytes=0)
             elif segment is not None:
-                stored = replace(stored, stored_bytes=segment.coded_bytes, alphabet=_alphabet(segment))
+                stored = replace(stored, stored_bytes=segment.coded_bytes, alphabet=alphabet_name(segment))
             seen.add(place)
         tensors.append(stored)
     if packed is not None:
@@ -160,14 +169,17 @@ def _decode(package: Package) -> None:
     codec.decode_file(packed, package.folder / WEIGHTS_NAME)
 
 
-def _alphabet(segment: codec.SegmentInfo) -> str:
+def alphabet_name(segment: codec.SegmentInfo) -> str:
+    """How a segment is coded, in words for a table."""
     parts = [segment.alphabet]
     parts += ["nibbles"] if segment.nibble else []
     parts += ["codebook"] if segment.value_bytes > 1 and segment.alphabet != "PLANES" else []
     return " ".join(parts)
 
 
-def _read_part(path: Path, offset: int, length: int) -> Chunks:
+def read_part(path: Path, offset: int, length: int) -> Chunks:
+    """A stretch of a file, chunk by chunk; an error once it turns out to end too early."""
+
     def chunks() -> Iterator[bytes]:
         with path.open("rb") as stream:
             stream.seek(offset)
@@ -220,7 +232,7 @@ def _safetensors(path: Path) -> Iterator[StoredTensor]:
             bits=bits,
             stored_bytes=stop - start,
             bytes=stop - start,
-            chunks=_read_part(path, 8 + length + start, stop - start),
+            chunks=read_part(path, 8 + length + start, stop - start),
         )
 
 
@@ -288,7 +300,7 @@ def _onnx_tensor(path: Path, name: str, node: str, packing: int, tensor: ir.Tens
     dtype, bits = _NAMES.get(tensor.dtype, tensor.dtype.name.lower()), tensor.dtype.bitwidth
     size = -(-values * bits // 8)
     if isinstance(tensor, ir.ExternalTensor):  # load_graph has compared its place and length
-        chunks = _read_part(path.parent / str(tensor.location), tensor.offset or 0, size)
+        chunks = read_part(path.parent / str(tensor.location), tensor.offset or 0, size)
     else:
         chunks = _inline(where, tensor, size)
     if packing in (1, 2, 4) and dtype == "uint8":

@@ -89,6 +89,7 @@ LAYERS = {
     "comparison": 2,
     "session": 2,
     "loading": 2,
+    "container_tensors": 2,
     "training": 2,
     "torch_graph": 2,
     "gradual_pruning": 2,

@@ -35,7 +35,7 @@ def inspect_model(
     model: Annotated[
         str,
         typer.Argument(
-            help="A Hugging Face folder or id, pkg://package/path, .safetensors, .onnx, or a built .aar or .tar.gz."
+            help="A Hugging Face folder or id, pkg://package/path, .safetensors, .onnx, .esz, a built .aar or .tar.gz."
         ),
     ],
     *,
