@@ -52,7 +52,7 @@ static esz_status esz_decode_coded(esz_decoder *d, uint32_t block, unsigned mode
 #else
     for (table = 0; table < ESZ_ROW_CLASSES; table++) {
         code.first[table].entry = d->entry.code + esz_table_at(d, table, 0);
-        code.first[table].joint = d->entry.joint + esz_table_at(d, table, 0);
+        code.first[table].joint = d->entry.joint + (s->alphabet == ESZ_JOINT ? esz_table_at(d, table, 0) : 0);
         code.first[table].bits = d->bits[0];
         code.second[table].entry = d->entry.code + esz_table_at(d, table, 1);
         code.second[table].bits = d->bits[1];
