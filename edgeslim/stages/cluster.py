@@ -2,7 +2,8 @@
 
 k-means in one dimension, from equally spaced values or quantiles (Han et al. 2015, arXiv 1510.00149; see
 ``edgeslim.clustering``). ``importance = "activation"`` weighs each weight by its input's second moment on calibration
-data, so that the layer's output changes least to first order. In a weight that was pruned zero is a codebook value of
+data, so that the layer's output changes least; ``fisher`` by the mean square of its gradient (``gradient_samples``), so
+that the model's answer does. In a weight that was pruned zero is a codebook value of
 its own: what is zero stays zero, and nothing else becomes zero.
 
 ``groups`` divides a weight's outputs (a table's rows) into as many parts with codebooks of their own. All codebooks of
@@ -17,7 +18,7 @@ and a MatMul into a kernel that rounds activations, too (measured: 0.5 % of the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ from edgeslim.core import Context, StepResult
 from edgeslim.graph_weights import KINDS, Weight, find_weights, node_name, write_weight
 from edgeslim.layer_inputs import input_moments, moment_key
 from edgeslim.pruning import keep_zeros
+from edgeslim.weight_gradients import weight_fisher
 
 __all__ = ["Cluster"]
 
@@ -49,8 +51,9 @@ class Cluster:
 
     bits: int = 4
     groups: int = 1
-    importance: Literal["none", "activation"] = "none"
+    importance: Literal["none", "activation", "fisher"] = "none"
     decode: Literal["float32", "float16", "int8"] = "float32"
+    gradient_samples: int = 128
     embeddings: bool = True
     convolutions: bool = True
     min_elements: int = 1024
@@ -63,6 +66,8 @@ class Cluster:
             raise ValueError(
                 f"groups: {self.groups} codebooks of {2**self.bits} values, expected at most {MAX_VALUES} values in all"
             )
+        if self.gradient_samples < 1:
+            raise ValueError(f"gradient_samples: {self.gradient_samples}, expected at least 1")
         if self.min_elements < 1:
             raise ValueError(f"min_elements: {self.min_elements}, expected at least 1")
 
@@ -80,10 +85,16 @@ class Cluster:
         weighted = [weight for weight in weights if not weight.obstacle_to_matrix()]
         if self.importance == "activation" and weighted:
             moments = input_moments(model, weighted, ctx)
+        fisher: dict[str, npt.NDArray[np.float64]] = {}
+        if self.importance == "fisher" and weights:
+            fisher = weight_fisher(model, weights, ctx, samples=self.gradient_samples)
         lost = energy = 0.0
         for weight in ctx.progress.track(weights, "clustering", len(weights)):
-            moment = moments.get(moment_key(weight)) if weight in weighted else None
-            clustered = self._cluster(weight, moment)
+            importance = fisher.get(weight.name)
+            if moments and not weight.obstacle_to_matrix():
+                spread = np.diag(moments[moment_key(weight)])[:, None]
+                importance = weight.from_matrix(np.broadcast_to(spread, weight.matrix().shape))
+            clustered = self._cluster(weight, importance)
             stored = self._store(model, weight, clustered)
             lost += float(np.square(stored - weight.array, dtype=np.float64).sum())
             energy += float(np.square(weight.array, dtype=np.float64).sum())
@@ -94,18 +105,14 @@ class Cluster:
         }
         return StepResult(model=model, changed=len(weights), skipped=skipped, metrics=metrics)
 
-    def _cluster(self, weight: Weight, moment: npt.NDArray[np.float64] | None) -> Array:
+    def _cluster(self, weight: Weight, importance: npt.NDArray[Any] | None) -> Array:
         """The weight's array with its few values."""
         array = weight.array
         keep_zero = keep_zeros(array) is not None
-        importance = None
-        if moment is not None:
-            matrix = weight.matrix()
-            importance = weight.from_matrix(np.broadcast_to(np.diag(moment)[:, None], matrix.shape))
         # Outputs along axis 0: rows of a table, channels of a convolution, columns of [in, out].
         turned = array.ndim == 2 and weight.uses[0].kind in ("MatMul", "Gemm") and not weight.uses[0].transposed
         parts = np.array_split(array.T if turned else array, self.groups)
-        masses: list[Array | None] = [None] * self.groups
+        masses: list[npt.NDArray[Any] | None] = [None] * self.groups
         if importance is not None:
             masses = list(np.array_split(importance.T if turned else importance, self.groups))
         done = [

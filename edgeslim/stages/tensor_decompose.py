@@ -5,8 +5,8 @@
 by itself, 1×1. The decompositions are TensorLy's (``partial_tucker``, ``parafac``).
 
 ``ranks`` come from an ``error`` that may be made of each kernel (``max_error`` of its squared norm: each side of
-Tucker-2 may take half, CP tries ranks upwards), or, for Tucker-2, from ``vbmf``, which estimates what of the kernel's unfoldings
-is more than noise (``edgeslim.vbmf``). A convolution that would not lose parameters stays whole.
+Tucker-2 may take half, CP tries ranks upwards), or, for Tucker-2, from ``vbmf``, which estimates what of the kernel's
+unfoldings is more than noise (``edgeslim.vbmf``). A convolution that would not lose parameters stays whole.
 
 Kernels are [out, in, height, width]; groups, one-dimensional and 1×1 convolutions are left alone.
 """
