@@ -90,7 +90,7 @@ class Cluster:
             fisher = weight_fisher(model, weights, ctx, samples=self.gradient_samples)
         lost = energy = 0.0
         for weight in ctx.progress.track(weights, "clustering", len(weights)):
-            importance = fisher.get(weight.name)
+            importance: npt.NDArray[Any] | None = fisher.get(weight.name)
             if moments and not weight.obstacle_to_matrix():
                 spread = np.diag(moments[moment_key(weight)])[:, None]
                 importance = weight.from_matrix(np.broadcast_to(spread, weight.matrix().shape))
