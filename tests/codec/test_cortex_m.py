@@ -30,8 +30,8 @@ LINE = re.compile(r"same (\d+) instructions (\d+) stack (\d+) work (\d+) block (
 
 MOST_CODE_BYTES = 8_448  # code and messages of esz.c
 MOST_WORK_BYTES = 1_024
-MOST_STACK_BYTES = 1_536
-MOST_INSTRUCTIONS = {"dense": 205, "pruned": 37}  # a weight; measured: 187 and 33
+MOST_STACK_BYTES = 1_664
+MOST_INSTRUCTIONS = {"dense": 205, "pruned": 37}  # a weight; measured: 187 and 34
 
 
 @pytest.fixture(scope="module", autouse=True)
