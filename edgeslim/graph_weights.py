@@ -17,8 +17,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgeslim.graph import constant_array
+from edgeslim.int8_forms import attribute
 
-__all__ = ["KINDS", "Use", "Weight", "find_weights", "node_name", "number", "write_weight"]
+__all__ = ["KINDS", "Use", "Weight", "add_constant", "attribute", "find_weights", "node_name", "write_weight"]
 
 KINDS = ("MatMul", "Gemm", "Conv", "Gather")
 _OPERAND = {"MatMul": 1, "Gemm": 1, "Conv": 1, "Gather": 0}
@@ -66,7 +67,7 @@ class Weight:
         if use.kind == "Gather":
             return "a table has no inputs to multiply"
         if use.kind == "Conv":
-            return "" if number(use.node, "group", 1) == 1 else "a grouped convolution"
+            return "" if attribute(use.node, "group", 1) == 1 else "a grouped convolution"
         return "" if self.array.ndim == 2 else f"it has {self.array.ndim} dimensions, not 2"
 
     def matrix(self) -> npt.NDArray[np.float32]:
@@ -140,12 +141,16 @@ def node_name(node: ir.Node) -> str:
     return node.name or node.outputs[0].name or node.op_type
 
 
-def number(node: ir.Node, key: str, default: float) -> float:
-    """A number among a node's attributes."""
-    found = node.attributes.get(key)
-    if found is None:
-        return default
-    return found.as_float() if found.type == ir.AttributeType.FLOAT else found.as_int()
+def add_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any] | np.generic) -> ir.Value:
+    """A new initializer; a number is added to a ``name`` that is taken."""
+    free, count = name, 1
+    while free in graph.initializers:
+        count += 1
+        free = f"{name}.{count}"
+    stored = np.ascontiguousarray(array).reshape(np.shape(array))
+    value = ir.val(free, const_value=ir.tensor(stored, name=free))
+    graph.register_initializer(value)
+    return value
 
 
 def _is_plain(node: ir.Node) -> bool:
@@ -181,16 +186,16 @@ def _use(node: ir.Node, position: int, operand: ir.Value) -> Use | str:
         return f"it is an operand of {name}, a {node.op_type}"
     if position != _OPERAND[node.op_type]:
         return f"it is not the weight of {name}, a {node.op_type}, but its operand {position}"
-    if node.op_type == "Gather" and number(node, "axis", 0) != 0:
-        return f"{name} gathers along axis {int(number(node, 'axis', 0))}"
+    if node.op_type == "Gather" and attribute(node, "axis", 0) != 0:
+        return f"{name} gathers along axis {int(attribute(node, 'axis', 0))}"
     if node.op_type == "Gemm" and (
-        number(node, "alpha", 1.0) != 1.0 or number(node, "beta", 1.0) != 1.0 or number(node, "transA", 0)
+        attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0 or attribute(node, "transA", 0)
     ):
         return f"{name} is a Gemm with alpha, beta or transA"
     turned = _turned(operand)
     if turned is None or (turned and node.op_type in ("Conv", "Gather")):
         return f"{name} sees it transposed"
-    if node.op_type == "Gemm" and number(node, "transB", 0):
+    if node.op_type == "Gemm" and attribute(node, "transB", 0):
         turned = not turned
     return Use(node=node, kind=node.op_type, transposed=turned)
 

@@ -27,7 +27,7 @@ from onnx_ir.passes import common as passes
 
 from edgeslim.clustering import fit_codebook
 from edgeslim.core import Context, StepResult
-from edgeslim.graph_weights import KINDS, Weight, find_weights, node_name, write_weight
+from edgeslim.graph_weights import KINDS, Weight, add_constant, find_weights, node_name, write_weight
 from edgeslim.layer_inputs import input_moments, moment_key
 from edgeslim.pruning import keep_zeros
 from edgeslim.weight_gradients import weight_fisher
@@ -136,12 +136,10 @@ class Cluster:
             # A centroid that rounds to zero would empty its cluster, and zero means pruned.
             rounded = np.where((rounded == 0) & (clustered != 0), np.sign(clustered), rounded)
             stored = rounded.astype(np.int8)
-        value = ir.val(f"{weight.name}.clustered", const_value=ir.tensor(stored, name=f"{weight.name}.clustered"))
-        graph.register_initializer(value)
+        value = add_constant(graph, f"{weight.name}.clustered", stored)
         factor = None
         if self.decode == "int8":
-            factor = ir.val(f"{weight.name}.scale", const_value=ir.tensor(scale, name=f"{weight.name}.scale"))
-            graph.register_initializer(factor)
+            factor = add_constant(graph, f"{weight.name}.scale", scale)
         for use in weight.uses:
             _decode_at(
                 graph, use.node, use.kind, value, factor, transposed=weight.array.ndim == 2 and _turned(use.node)

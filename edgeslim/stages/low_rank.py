@@ -26,7 +26,7 @@ from onnx_ir.passes import common as passes
 from edgeslim.core import Context, StepResult
 from edgeslim.errors import BadInputError
 from edgeslim.factorization import Spectrum, allocate_ranks, ranks_for_error, whitened_svd
-from edgeslim.graph_weights import Weight, find_weights, node_name
+from edgeslim.graph_weights import Weight, add_constant, find_weights, node_name
 from edgeslim.layer_inputs import input_moments, moment_key
 from edgeslim.weight_gradients import output_moments, weight_fisher
 
@@ -149,7 +149,7 @@ class LowRank:
 def _divide(graph: ir.Graph, weight: Weight, spectrum: Spectrum, rank: int) -> None:
     """Two MatMuls in the place of each node that uses ``weight``."""
     left, right = (
-        graph_constant(graph, f"{weight.name}.{side}", array)
+        add_constant(graph, f"{weight.name}.{side}", array)
         for side, array in zip(("left", "right"), spectrum.factors(rank), strict=True)
     )
     for use in weight.uses:
@@ -163,14 +163,3 @@ def _divide(graph: ir.Graph, weight: Weight, spectrum: Spectrum, rank: int) -> N
         result.type, result.shape, kept = output.type, output.shape, output.name
         ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, [output], [result])
         result.name = kept
-
-
-def graph_constant(graph: ir.Graph, name: str, array: npt.NDArray[np.float32]) -> ir.Value:
-    """A new initializer; a number is added to a ``name`` that is taken."""
-    free, count = name, 1
-    while free in graph.initializers:
-        count += 1
-        free = f"{name}.{count}"
-    value = ir.val(free, const_value=ir.tensor(np.ascontiguousarray(array), name=free))
-    graph.register_initializer(value)
-    return value

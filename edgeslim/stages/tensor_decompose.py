@@ -24,7 +24,7 @@ from onnx_ir.passes import common as passes
 
 from edgeslim.core import Context, StepResult
 from edgeslim.errors import MissingToolError
-from edgeslim.graph_weights import Use, Weight, find_weights, node_name, number
+from edgeslim.graph_weights import Use, Weight, add_constant, attribute, find_weights, node_name
 from edgeslim.vbmf import vbmf_rank
 
 __all__ = ["TensorDecompose"]
@@ -145,7 +145,7 @@ def _tensorly() -> Any:
 def _obstacle(weight: Weight) -> str:
     if weight.array.ndim != 4:
         return f"a kernel of {weight.array.ndim - 2} dimensions, not 2"
-    if any(number(use.node, "group", 1) != 1 for use in weight.uses):
+    if any(attribute(use.node, "group", 1) != 1 for use in weight.uses):
         return "a grouped convolution"
     return "a 1×1 convolution" if weight.array.shape[2:] == (1, 1) else ""
 
@@ -168,7 +168,7 @@ def _compose(parts: Sequence[Array]) -> Array:
 
 def _write(graph: ir.Graph, weight: Weight, parts: Sequence[Array]) -> None:
     """A chain of convolutions in the place of each node that uses ``weight``."""
-    values = [_constant(graph, f"{weight.name}.part{number}", part) for number, part in enumerate(parts, 1)]
+    values = [add_constant(graph, f"{weight.name}.part{number}", part) for number, part in enumerate(parts, 1)]
     for use in weight.uses:
         node, name = use.node, node_name(use.node)
         source = node.inputs[0]
@@ -205,14 +205,3 @@ def _settings(use: Use, parts: Sequence[Array]) -> list[dict[str, Any]]:
         return settings
 
     return [{}, along(0), along(1), {}]
-
-
-def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    """A new initializer; a number is added to a ``name`` that is taken."""
-    free, count = name, 1
-    while free in graph.initializers:
-        count += 1
-        free = f"{name}.{count}"
-    value = ir.val(free, const_value=ir.tensor(np.ascontiguousarray(array), name=free))
-    graph.register_initializer(value)
-    return value
