@@ -34,6 +34,8 @@ class SharingOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.cluster_bits <= 8:
             raise ValueError(f"cluster_bits: {self.cluster_bits}, expected 0 (none) to 8")
+        if self.cluster_bits and getattr(self, "sparsity", 0.0):
+            raise ValueError("cluster_bits beside sparsity, expected a step that prunes, then one that clusters")
 
     def sharing_hooks(self, model: TorchModel) -> list[ShareWeights]:
         """The hook for ``model``, if weights are to be shared."""
@@ -52,7 +54,7 @@ class ShareWeights(Hook):
         for name in names:
             weight = parameters[name].detach()
             pruned = weight if name not in masks else torch.where(masks[name], weight, 0.0)
-            book = fit_codebook(pruned.cpu().numpy(), bits, keep_zero=name in masks)
+            book = fit_codebook(pruned.float().cpu().numpy(), bits, keep_zero=name in masks)
             self._index[name] = torch.from_numpy(book.index.astype("int64")).to(weight.device)
             with torch.no_grad():
                 parameters[name].copy_(torch.from_numpy(book.decode()))

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from edgeslim.core import Batch, Context, TrainingData
+from edgeslim.masks import check_masks
+from edgeslim.stages.finetune import Finetune
+from edgeslim.target import load_target
+from edgeslim.task import Classification
+from edgeslim.torch_model import TorchModel
 from edgeslim.weight_sharing import ShareWeights, SharingOptions
 
 
@@ -58,3 +66,38 @@ def test_refusals() -> None:
     assert SharingOptions().sharing_hooks(None) == []
     with pytest.raises(ValueError, match="cluster_bits: 9"):
         SharingOptions(cluster_bits=9)
+    with pytest.raises(ValueError, match="cluster_bits beside sparsity"):
+        Finetune(cluster_bits=2, sparsity=0.5)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 32), nn.Linear(32, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
+def test_prune_then_cluster_as_deep_compression_does(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    values = np.random.default_rng(0).normal(size=(200, 1, 6)).astype(np.float32)
+    rows = [Batch(feed={"x": row}, rows=1, labels=(int(row.sum() > 0),)) for row in values]
+    context = Context(
+        target=load_target("android-arm64"), task=Classification(), calibration=(), reference=lambda feed: feed,
+        seed=0, work_dir=tmp_path, training=TrainingData(training=rows[:150], validation=rows[150:]),
+    )  # fmt: skip
+    settings = {"batch_size": 10, "learning_rate": 0.02, "weight_decay": 0.0}
+    model = Finetune(epochs=6, sparsity=0.6, **settings).run(TorchModel(module=Net()), context).model
+    result = Finetune(epochs=4, cluster_bits=2, **settings).run(model, context)
+    check_masks(result.model.module, model.masks, result.model.masks, "finetune")
+    for name in ("first.weight", "second.weight"):
+        weight = dict(result.model.module.named_parameters())[name].detach()
+        assert len(torch.unique(weight)) <= 4
+        assert torch.equal(weight == 0, ~result.model.masks[name])
+    with torch.no_grad():
+        wrong = result.model.module(torch.tensor(values[150:, 0])).argmax(1).numpy() != [
+            row.labels[0] for row in rows[150:]
+        ]
+    assert wrong.mean() < 0.15
+    assert result.metrics["clustered_weights"] == 256.0

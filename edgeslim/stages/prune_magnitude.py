@@ -115,7 +115,7 @@ class PruneMagnitude:
         parameters = dict(model.module.named_parameters())
         found = []
         for name in names:
-            array = parameters[name].detach().cpu().numpy()
+            array = parameters[name].detach().float().cpu().numpy()
             layer = name.rpartition(".")[0]
             if any(fnmatch.fnmatchcase(one, pattern) for one in (name, layer) for pattern in self.keep):
                 skipped[name] = "kept by the recipe"
