@@ -118,8 +118,17 @@ def _add_lookup(
     found.tokens[name] = found.tokens.get(name, 0) + len(flat)
 
 
-def row_frequencies(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """The share of all lookups that each row is expected to have, [rows]; it adds up to 1."""
+def row_frequencies(counts: npt.NDArray[np.int64], power: float = 1.0) -> npt.NDArray[np.float64]:
+    """The share of all lookups that each row is expected to have, [rows]; it adds up to 1.
+
+    ``power`` below 1 draws the shares together, for texts whose words aren't those of the calibration; 0 makes all
+    rows alike.
+    """
+    shares = _expected_shares(counts) ** power
+    return np.asarray(shares / shares.sum(), np.float64)
+
+
+def _expected_shares(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     total, unseen = int(counts.sum()), int((counts == 0).sum())
     if total == 0:
         return np.full(len(counts), 1 / len(counts))

@@ -91,11 +91,12 @@ def plain_bytes(model: ir.Model, linears: Sequence[Linear], tables: Sequence[Tab
 class StorageFit:
     """Collects what the choice of steps needs while a graph is quantized, and then makes the choice."""
 
-    def __init__(self, goal: StorageGoal, context: Context, *, strength: float, samples: int) -> None:
+    def __init__(self, goal: StorageGoal, context: Context, *, strength: float, samples: int, frequency: float) -> None:
         self._goal = goal
         self._context = context
         self._strength = strength
         self._samples = samples
+        self._frequency = frequency
         self._sensitivity: Sensitivity | None = None
         self._tensors: list[GridTensor] = []
 
@@ -157,7 +158,7 @@ class StorageFit:
         else:
             lookup, tokens = found.lookups[output], found.tokens[output]
             upper = factor_inverse(lookup.covariance / max(tokens, 1))
-            gradients = row_frequencies(lookup.counts) * tokens / max(found.samples, 1)
+            gradients = row_frequencies(lookup.counts, self._frequency) * tokens / max(found.samples, 1)
         return GridTensor(
             name=table.name,
             weight=np.ascontiguousarray(table.weight.T),

@@ -70,6 +70,8 @@ def test_row_frequencies_by_good_and_turing() -> None:
     np.testing.assert_allclose(row_frequencies(np.zeros(4, np.int64)), np.full(4, 0.25))
     np.testing.assert_allclose(row_frequencies(np.array([1, 1, 0])), [0.25, 0.25, 0.5])
     assert (row_frequencies(np.array([4, 4, 0])) > 0).all()
+    np.testing.assert_allclose(row_frequencies(np.array([16, 1]), 0.5), [0.8, 0.2])
+    np.testing.assert_allclose(row_frequencies(np.array([16, 1, 0]), 0), np.full(3, 1 / 3))
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "none"])

@@ -61,7 +61,7 @@ from edgeslim.storage_grid import StorageFit, StorageGoal, plain_bytes
 
 __all__ = ["QuantizeInt8"]
 
-NEARLY = 0.97
+NEARLY = 0.995
 """A plain int8 model whose size is estimated at this share of a goal keeps it."""
 
 
@@ -83,7 +83,8 @@ class QuantizeInt8:
     ``target_bits`` is the mean number of bits that a weight of a MatMul or an embedding takes in the file; without it,
     ``fit`` says whether a budget's size is a goal. ``rate_strength`` weighs saved bits against error when rounding:
     1 is their exchange in theory, and 0, GPTQ alone, was best on a sentence encoder. ``gradient_samples`` of the
-    calibration data say how sensitive each channel is.
+    calibration data say how sensitive each channel is. ``token_frequency`` is the power of a token's share of the
+    calibration data that counts for its row of an embedding table: 1 for texts like these, 0 to make all rows alike.
     """
 
     level: ClassVar[Literal["torch", "graph"]] = "graph"
@@ -108,6 +109,7 @@ class QuantizeInt8:
     fit: bool = True
     rate_strength: float = 0.0
     gradient_samples: int = 256
+    token_frequency: float = 0.75
 
     def __post_init__(self) -> None:
         if not 50 < self.percentile <= 100:
@@ -124,6 +126,8 @@ class QuantizeInt8:
             raise ValueError("target_bits with other weights, expected per_channel = true and weight = symmetric")
         if not self.rate_strength >= 0:
             raise ValueError(f"rate_strength: {self.rate_strength}, expected 0 or more")
+        if not 0 <= self.token_frequency <= 1:
+            raise ValueError(f"token_frequency: {self.token_frequency}, expected 0 to 1")
         if self.gradient_samples < 1:
             raise ValueError(f"gradient_samples: {self.gradient_samples}, expected at least 1")
 
@@ -254,7 +258,13 @@ class QuantizeInt8:
             if ctx.goal_bytes is None or not able or plain_bytes(model, linears, tables) <= NEARLY * ctx.goal_bytes:
                 return None
             goal = StorageGoal(bytes=ctx.goal_bytes)
-        fit = StorageFit(goal, ctx, strength=self.rate_strength, samples=self.gradient_samples)
+        fit = StorageFit(
+            goal,
+            ctx,
+            strength=self.rate_strength,
+            samples=self.gradient_samples,
+            frequency=self.token_frequency,
+        )
         fit.measure(model, linears, tables, skipped)
         return fit
 

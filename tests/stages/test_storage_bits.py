@@ -154,6 +154,7 @@ def test_a_graph_without_gradients_is_allocated_by_its_own_errors(tmp_path: Path
         ({"target_bits": 3.0, "weight": "affine"}, "target_bits with other weights"),
         ({"rate_strength": -1.0}, "rate_strength: -1.0"),
         ({"gradient_samples": 0}, "gradient_samples: 0"),
+        ({"token_frequency": 1.5}, "token_frequency: 1.5"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], words: str, refuses: Any) -> None:
