@@ -58,11 +58,12 @@ FLOAT = "float32"
 DYNAMIC = "ORT dynamic"
 TARGET = "android-arm64"
 RECIPES: dict[str, list[dict[str, Any]]] = {
-    "edgeslim int8": [{"use": "quantize_int8"}],
+    "edgeslim int8": [{"use": "quantize_int8", "activation": "auto"}],
+    "edgeslim int8, static scales": [{"use": "quantize_int8"}],
     "edgeslim int8, QDQ": [{"use": "quantize_int8", "form": "qdq"}],
     "edgeslim int8 per token": [{"use": "quantize_int8", "activation": "per_token"}],
     **{
-        f"edgeslim int8, {bits:g} bits stored": [{"use": "quantize_int8", "target_bits": bits}]
+        f"edgeslim int8, {bits:g} bits stored": [{"use": "quantize_int8", "activation": "auto", "target_bits": bits}]
         for bits in (5.0, 4.0, 3.0)
     },
     "edgeslim int4": [{"use": "quantize_int4"}],
