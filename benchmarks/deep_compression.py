@@ -113,12 +113,12 @@ class Net:
 
 NETS = (
     Net(
-        name="LeNet-5", make=LeNet5, dense_epochs=3, sparsity=0.9725, prune_epochs=5, cluster_bits=3, cluster_epochs=1,
+        name="LeNet-5", make=LeNet5, dense_epochs=5, sparsity=0.97, prune_epochs=10, cluster_bits=3, cluster_epochs=2,
         paper_ratio=39, paper_error=0.74, mark_ratio=100, mark_error=0.80,
     ),
     Net(
-        name="LeNet-300-100", make=LeNet300, dense_epochs=5, sparsity=0.942, prune_epochs=15, cluster_bits=3,
-        cluster_epochs=2, paper_ratio=40, paper_error=1.58, mark_ratio=60, mark_error=1.64,
+        name="LeNet-300-100", make=LeNet300, dense_epochs=10, sparsity=0.937, prune_epochs=40, cluster_bits=3,
+        cluster_epochs=4, paper_ratio=40, paper_error=1.58, mark_ratio=60, mark_error=1.64,
     ),
 )  # fmt: skip
 
@@ -236,7 +236,14 @@ def compress(
     ).run(model, taught).model  # fmt: skip
     facts["pruned_validation_error_percent"] = error_of(torch_runner(pruned.module, None), *validation)
     shared = (
-        Distill(epochs=net.cluster_epochs, learning_rate=5e-4, cluster_bits=net.cluster_bits, **SOFT, **COMMON)
+        Distill(
+            epochs=net.cluster_epochs,
+            learning_rate=5e-4,
+            cluster_bits=net.cluster_bits,
+            cluster_biases=True,
+            **SOFT,
+            **COMMON,
+        )
         .run(pruned, taught)
         .model
     )

@@ -26,10 +26,14 @@ __all__ = ["ShareWeights", "SharingOptions"]
 
 @dataclass(frozen=True, kw_only=True)
 class SharingOptions:
-    """Codebooks of 2**``cluster_bits`` values for each weight whose parameter ``cluster`` names; 0 bits for none."""
+    """Codebooks of 2**``cluster_bits`` values for each weight whose parameter ``cluster`` names; 0 bits for none.
+
+    With ``cluster_biases`` the biases of these layers get codebooks, too, where they have four times as many values.
+    """
 
     cluster_bits: int = 0
     cluster: tuple[str, ...] = ("*",)
+    cluster_biases: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.cluster_bits <= 8:
@@ -42,6 +46,11 @@ class SharingOptions:
         if not self.cluster_bits:
             return []
         names, _ = prunable_weights(model.module, self.cluster)
+        if self.cluster_biases:
+            parameters = dict(model.module.named_parameters())
+            biases = [f"{name.removesuffix('weight')}bias" for name in names]
+            least = 4 * 2**self.cluster_bits
+            names += [name for name in biases if name in parameters and parameters[name].numel() >= least]
         return [ShareWeights(model.module, names, self.cluster_bits, model.masks)]
 
 

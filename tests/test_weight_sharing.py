@@ -89,7 +89,7 @@ def test_prune_then_cluster_as_deep_compression_does(tmp_path: Path) -> None:
     )  # fmt: skip
     settings = {"batch_size": 10, "learning_rate": 0.02, "weight_decay": 0.0}
     model = Finetune(epochs=6, sparsity=0.6, **settings).run(TorchModel(module=Net()), context).model
-    result = Finetune(epochs=4, cluster_bits=2, **settings).run(model, context)
+    result = Finetune(epochs=4, cluster_bits=2, cluster_biases=True, **settings).run(model, context)
     check_masks(result.model.module, model.masks, result.model.masks, "finetune")
     for name in ("first.weight", "second.weight"):
         weight = dict(result.model.module.named_parameters())[name].detach()
@@ -100,4 +100,6 @@ def test_prune_then_cluster_as_deep_compression_does(tmp_path: Path) -> None:
             row.labels[0] for row in rows[150:]
         ]
     assert wrong.mean() < 0.15
-    assert result.metrics["clustered_weights"] == 256.0
+    assert len(torch.unique(result.model.module.first.bias.detach())) <= 4
+    assert len(torch.unique(result.model.module.second.bias.detach())) == 2  # too few to share
+    assert result.metrics["clustered_weights"] == 288.0
