@@ -1,7 +1,7 @@
 """The ESZ coder beside zlib, zstd, xz, huff0 and others, on the real weights of all-MiniLM-L6-v2.
 
 Bits a weight against the order-0 entropy (H0), and speed on one thread in MB of decoded bytes a second. All coders run
-in turn, round after round, in one process; speeds are medians of the thread's CPU time. ESZ checks all its hashes, and
+in turn, round after round, in one process; speeds are medians of its CPU time. ESZ checks all its hashes, and
 its time to encode is that of a whole container; zstd and zlib code the payload as one stream, huff0 in blocks of
 128 KiB without a hash. All decode into memory that exists already, but those behind a Python package (marked *).
 
@@ -176,21 +176,21 @@ def measure(payload: Payload, coders: list[Coder], rounds: int) -> dict[str, dic
         for coder in coders:
             if coder.name in results or (turn and coder.name in SLOW_ENCODERS):
                 continue
-            started = time.thread_time()
+            started = time.process_time()
             try:
                 coded[coder.name] = coder.encode(payload)
             except Exception as error:  # another project's package may refuse a payload
                 results[coder.name] = {"failed": f"{type(error).__name__}: {error}"[:80]}
                 continue
-            encoding[coder.name].append(time.thread_time() - started)
+            encoding[coder.name].append(time.process_time() - started)
     for turn in range(rounds + 1):
         for coder in coders:
             if coder.name in results or (turn > 1 and decoding[coder.name][-1] > 0.5):
                 continue
             out[:] = 0
-            started = time.thread_time()
+            started = time.process_time()
             found = coder.decode(coded[coder.name], out)
-            taken = time.thread_time() - started
+            taken = time.process_time() - started
             if turn == 0:
                 assert np.array_equal(found, image), (payload.name, coder.name)
             else:

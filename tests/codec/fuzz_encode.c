@@ -93,6 +93,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t n) {
     options.block_log2 = 12 + choices[0] % 9;
     options.small = choices[1] & 1;
     options.alphabets = choices[2] & 1 ? ~0u : choices[3];
+    if (choices[9] & 1) options.alphabets |= ESZ_ALLOW_CODEBOOK;
+    if (choices[9] & 2) options.alphabets |= ESZ_ALLOW_ROWS;
     options.streams = streams[choices[1] >> 1 & 3];
     options.item_bytes = items[choices[4] % 5];
     options.row_nibbles = (uint32_t)choices[5] << (choices[4] >> 5);

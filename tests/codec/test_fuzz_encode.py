@@ -34,15 +34,16 @@ def write_seeds(folder: Path) -> None:
     """Each golden image under options that lead to each alphabet, codebook, row class and number of streams."""
     folder.mkdir()
     for image in sorted(GOLDEN.glob("*.bin")):
-        data = image.read_bytes()[:65_536]
-        for number in range(6):
+        data = image.read_bytes()[:16_384]
+        for number in range(7):
             choices = bytearray(CHOICES)
             choices[0] = number  # 4 KiB blocks and larger
             choices[1] = number % 2 | (number % 4) << 1
-            choices[2] = int(number < 3)  # all alphabets, or one and what may be added to it
-            choices[3] = 1 << number | 0xC0
+            choices[2] = int(number == 0)  # all alphabets, or one and what may be added to it
+            choices[3] = 1 << number
+            choices[9] = 3
             choices[4] = number % 5 | 3 << 5
-            choices[5] = (100, 20, 0, 32, 48, 80)[number]
+            choices[5] = (100, 20, 0, 32, 48, 80, 40)[number]
             (folder / f"{image.stem}-{number}").write_bytes(choices + data)
 
 
