@@ -109,7 +109,7 @@ class QuantizeInt8:
     fit: bool = True
     rate_strength: float = 0.0
     gradient_samples: int = 256
-    token_frequency: float = 0.75
+    token_frequency: float = 1.0
 
     def __post_init__(self) -> None:
         if not 50 < self.percentile <= 100:
