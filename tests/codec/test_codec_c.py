@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -145,14 +146,20 @@ def test_library_exports_the_interface_only(compiled_library: Path) -> None:
     assert all(name.startswith("esz_") for name in names), names
 
 
-def test_small_decoder_fits_a_kilobyte_of_tables(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("flag", "most"), [("-DESZ_SMALL", 1_024), ("-DESZ_FULL", 65_536)])
+def test_tables_stay_in_their_limits(flag: str, most: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All that a decoder looks codes up in, however many tables it has at a time."""
     source = tmp_path / "size.c"
     source.write_text(
         '#include <stdio.h>\n#include "esz.h"\n'
-        'int main(void) { printf("%u", (unsigned)(2 * sizeof(esz_table))); return 0; }\n'
+        "#ifdef ESZ_SMALL\n#define TABLES table\n#else\n#define TABLES entry\n#endif\n"
+        'int main(void) { printf("%u", (unsigned)sizeof ((esz_decoder *)0)->TABLES); return 0; }\n'
     )
-    program = compile_c(tmp_path / "size", "-DESZ_SMALL", "-I", SOURCES, source)
-    assert int(subprocess.run([program], capture_output=True, text=True, check=True).stdout) <= 1024
+    program = compile_c(tmp_path / "size", flag, "-I", SOURCES, source)
+    table_bytes = int(subprocess.run([program], capture_output=True, text=True, check=True).stdout)
+    with capsys.disabled():
+        sys.stdout.write(f"\n{flag}: tables of {table_bytes} bytes, at most {most}\n")
+    assert table_bytes <= most
 
 
 def test_missing_library_says_where_it_was_sought(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

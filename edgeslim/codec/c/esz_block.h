@@ -23,6 +23,7 @@ static esz_status esz_decode_coded(esz_decoder *d, uint32_t block, unsigned mode
     code.fill = s->fill;
     code.joint.gaps_log2 = s->cap_log2;
     code.joint.fill = s->fill;
+    code.joint.nibble = code.nibble;
     if (table == ESZ_OWN_TABLE) {
         size_t bytes = esz_load_own_set(d, coded, coded_bytes);
         if (bytes == 0) return ESZ_E_TABLE;
@@ -50,7 +51,7 @@ static esz_status esz_decode_coded(esz_decoder *d, uint32_t block, unsigned mode
     code.second = &d->table[1];
     code.joint.values = d->values;
 #else
-    for (table = 0; table < ESZ_ROW_CLASSES; table++) {
+    for (table = 0; table < (code.row_items != 0 ? ESZ_ROW_CLASSES : 1u); table++) {
         code.first[table].entry = d->entry.code + esz_table_at(d, table, 0);
         code.first[table].joint = d->entry.joint + (s->alphabet == ESZ_JOINT ? esz_table_at(d, table, 0) : 0);
         code.first[table].bits = d->bits[0];

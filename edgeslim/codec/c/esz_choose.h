@@ -21,6 +21,9 @@
 /* JOINT decodes a value in one step, GAP in two: GAP and MASK8 must be this much smaller. */
 #define ESZ_JOINT_GAIN 0.985
 
+/* MASK8 takes longer than GAP, and stretches of a sample cut gaps off. */
+#define ESZ_MASK_GAIN 0.985
+
 /* Gaps above 63 leave less room for the codes of the others, the more so with classes of rows. */
 #define ESZ_LONG_GAPS_GAIN 0.99
 
@@ -28,6 +31,7 @@
 #define ESZ_PLANES_GAIN 0.99
 
 #define ESZ_STRETCH 4096u
+#define ESZ_SHORT_STRETCH 2048u /* of segments below 1 MiB */
 #define ESZ_STRETCHES 16u
 
 /* What a table set is made of. */
@@ -110,18 +114,18 @@ static unsigned esz_largest(const uint8_t *d, size_t n) {
 
 /* Counts over all of the segment, or over stretches of it. Returns the number of bytes counted. */
 static size_t esz_sample(const uint8_t *d, size_t n, const esz_kind *k, uint32_t *counts) {
-    const size_t per_byte = k->nibble ? 2 : 1;
+    const size_t per_byte = k->nibble ? 2 : 1, stretch = n < 1u << 20 ? ESZ_SHORT_STRETCH : ESZ_STRETCH;
     unsigned s;
     memset(counts, 0, 512 * sizeof *counts);
-    if (n <= ESZ_STRETCH * ESZ_STRETCHES) {
+    if (n <= stretch * ESZ_STRETCHES) {
         esz_count(d, 0, n * per_byte, k, NULL, 0, counts);
         return n;
     }
     for (s = 0; s < ESZ_STRETCHES; s++) {
-        size_t at = (size_t)((uint64_t)(n - ESZ_STRETCH) * s / (ESZ_STRETCHES - 1)) & ~(size_t)63;
-        esz_count(d + at, 0, ESZ_STRETCH * per_byte, k, NULL, 0, counts);
+        size_t at = (size_t)((uint64_t)(n - stretch) * s / (ESZ_STRETCHES - 1)) & ~(size_t)63;
+        esz_count(d + at, 0, stretch * per_byte, k, NULL, 0, counts);
     }
-    return ESZ_STRETCH * ESZ_STRETCHES;
+    return stretch * ESZ_STRETCHES;
 }
 
 /* Byte `plane` of a value whose bits are rotated up by one, the sign to the end, or not. */
@@ -143,6 +147,7 @@ static void esz_weigh(esz_choice *best, const esz_kind *k, const uint32_t *count
     bits = (double)esz_set_bits(b, counts) * scale + 8.0 * (double)esz_set_write(NULL, b);
     if (k->alphabet > ESZ_PAIR && best->kind.alphabet <= ESZ_PAIR) gain = ESZ_SPARSE_GAIN;
     if (k->alphabet != ESZ_JOINT && best->kind.alphabet == ESZ_JOINT) gain = ESZ_JOINT_GAIN;
+    if (k->alphabet == ESZ_MASK8 && best->kind.alphabet == ESZ_GAP) gain = ESZ_MASK_GAIN;
     if (k->alphabet == ESZ_JOINT && (best->kind.alphabet == ESZ_GAP || best->kind.alphabet == ESZ_MASK8))
         gain = 1 / ESZ_JOINT_GAIN;
     if (bits >= best->bits * gain) return;

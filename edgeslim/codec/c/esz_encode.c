@@ -168,7 +168,7 @@ static int prepare_rows(source *src, const esz_encode_options *o) {
         free(sums);
         return 0;
     }
-    step = src->rows.count / ESZ_ROWS_SAMPLE + 1;
+    step = esz_rows_step(&src->rows, &src->kind);
     for (row = seen = 0; row < src->rows.count; row += step, seen++)
         esz_count_row(src->items, items, &src->kind, &src->rows, row, sums + 512 * src->rows.number[row]);
     scale = (double)src->rows.count / (double)seen;
@@ -181,11 +181,13 @@ static int prepare_rows(source *src, const esz_encode_options *o) {
         esz_set_codes(b, sums + 512 * c, &src->kind, 0);
         with_rows += scale * (double)esz_set_bits(b, sums + 512 * c) + 8.0 * (double)esz_set_write(NULL, b);
     }
-    free(sums);
-    if (with_rows > (1 - ESZ_ROWS_SHARE) * bits)
+    if (with_rows > (1 - (alphabet == ESZ_PLAIN ? ESZ_ROWS_SHARE : ESZ_SPARSE_ROWS_SHARE)) * bits) {
         src->rows.items = 0;
-    else
+    } else {
+        esz_sort_rows(&src->rows, src->items, items, &src->kind, sums);
         src->classes = ESZ_ROW_CLASSES;
+    }
+    free(sums);
     return 1;
 }
 

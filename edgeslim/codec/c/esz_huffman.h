@@ -20,6 +20,33 @@ typedef struct {
     unsigned top; /* JOINT: the largest value, which stands before the table; else 0 */
 } esz_codebook;
 
+/* Huffman's own lengths for n >= 2 sorted weights (count << 8 | symbol), by two queues: leaves, and nodes as they come.
+ * Returns 0 if one is above `limit`. */
+static int esz_free_lengths(uint8_t *length, const uint64_t *sorted, unsigned n, unsigned limit) {
+    uint64_t weight[256];
+    uint16_t parent[512];
+    uint8_t depth[256];
+    unsigned leaf = 0, node = 0, made, i, k;
+    if (n < 2 || n > 256) return 0;
+    for (made = 0; made + 1 < n; made++) {
+        weight[made] = 0;
+        for (k = 0; k < 2; k++) {
+            if (node == made || (leaf < n && sorted[leaf] >> 8 <= weight[node])) {
+                weight[made] += sorted[leaf] >> 8;
+                parent[leaf++] = (uint16_t)made;
+            } else {
+                weight[made] += weight[node];
+                parent[256 + node++] = (uint16_t)made;
+            }
+        }
+    }
+    depth[n - 2] = 0;
+    for (i = n - 2; i-- > 0;) depth[i] = (uint8_t)(depth[parent[256 + i]] + 1);
+    if (depth[parent[0]] + 1u > limit) return 0; /* the rarest symbol has the longest code */
+    for (i = 0; i < n; i++) length[sorted[i] & 255u] = (uint8_t)(depth[parent[i]] + 1);
+    return 1;
+}
+
 /* Code lengths for counts[0..symbols), none longer than `limit` (the used symbols must fit: used <= 2^limit). */
 static void esz_code_lengths(esz_codebook *b, const uint32_t *counts, unsigned symbols, unsigned limit) {
     uint8_t leaf[ESZ_MAX_CODE_BITS][512];
@@ -41,6 +68,7 @@ static void esz_code_lengths(esz_codebook *b, const uint32_t *counts, unsigned s
             sorted[k] = v;
         }
     }
+    if (esz_free_lengths(b->length, sorted, n, limit)) return;
     for (level = 0; level < limit; level++) {
         const uint64_t *before = list[(level + 1) & 1];
         uint64_t *now = list[level & 1];

@@ -11,11 +11,20 @@
 #include "esz_choose.h"
 #include "esz_walk.h"
 
-/* Row classes have to save this share of the bits: they cost decoding time. */
+/* Row classes have to save this share of the bits: they cost decoding time, most with gaps, whose streams come to the
+ * end of a row at different times. */
 #define ESZ_ROWS_SHARE 0.005
+#define ESZ_SPARSE_ROWS_SHARE 0.01
 
-#define ESZ_ROWS_SAMPLE 256u /* rows looked at while classes are sought */
+/* Rows looked at while classes are sought, and Lloyd's steps. Small codes need the better classes. */
+#define ESZ_ROWS_SAMPLE 256u
 #define ESZ_ROWS_STEPS 3u
+#define ESZ_SPARSE_ROWS_SAMPLE 1024u
+#define ESZ_SPARSE_ROWS_STEPS 6u
+
+static size_t esz_rows_step(const esz_rows *rows, const esz_kind *k) {
+    return rows->count / (k->alphabet == ESZ_PLAIN ? ESZ_ROWS_SAMPLE : ESZ_SPARSE_ROWS_SAMPLE) + 1;
+}
 #define ESZ_LEAST_ROW 64u
 
 /* A row's bits under each class are summed up in 16 bits: 2,500 items of two codes, of 13 bits at most, fit. */
@@ -59,11 +68,23 @@ static void esz_class_codes(esz_codebook (*books)[2], const uint32_t *counts, co
     for (c = 0; c < ESZ_ROW_CLASSES; c++) esz_set_codes(books[c], counts + 512 * c, k, 0);
 }
 
-/* Fills rows->number for the `items` items at `d`, of which `counts` (2 x 256) are the symbols. Returns 0 if out of
+/* Sorts all rows into the classes of which `sums` are the symbols. */
+static void esz_sort_rows(esz_rows *rows, const uint8_t *d, size_t items, const esz_kind *k, const uint32_t *sums) {
+    esz_codebook books[ESZ_ROW_CLASSES][2];
+    uint64_t price[512];
+    size_t row;
+    esz_class_codes(books, sums, k);
+    esz_row_prices(price, (const esz_codebook(*)[2])books, ESZ_ROW_CLASSES);
+    for (row = 0; row < rows->count; row++)
+        rows->number[row] = (uint8_t)esz_cheapest_class(esz_row_paid(d, items, k, rows, row, price));
+}
+
+/* Fills rows->number, for rows of a sample, of the `items` items at `d`, of which `counts` (2 x 256) are the symbols. Returns 0 if out of
  * memory. */
 static int esz_find_rows(esz_rows *rows, const uint8_t *d, size_t items, const esz_kind *k, const uint32_t *counts) {
     const size_t size = sizeof(uint32_t) * 512 * ESZ_ROW_CLASSES;
-    size_t step = rows->count / ESZ_ROWS_SAMPLE + 1, row, seen;
+    const unsigned steps = k->alphabet == ESZ_PLAIN ? ESZ_ROWS_STEPS : ESZ_SPARSE_ROWS_STEPS;
+    size_t step = esz_rows_step(rows, k), row, seen;
     uint32_t *sums = (uint32_t *)malloc(size), *tally = (uint32_t *)calloc(65536, sizeof *tally);
     uint16_t *cost = (uint16_t *)malloc((rows->count + 1) * sizeof *cost);
     esz_codebook(*books)[2] = (esz_codebook(*)[2])malloc(ESZ_ROW_CLASSES * sizeof *books);
@@ -85,13 +106,12 @@ static int esz_find_rows(esz_rows *rows, const uint8_t *d, size_t items, const e
         for (row = 0; row < rows->count; row += step)
             while (rows->number[row] + 1u < ESZ_ROW_CLASSES && cost[row] > border[rows->number[row]])
                 rows->number[row]++;
-        for (turn = 0; turn < ESZ_ROWS_STEPS; turn++) {
+        for (turn = 0; turn < steps; turn++) {
             memset(sums, 0, size);
             for (row = 0; row < rows->count; row += step)
                 esz_count_row(d, items, k, rows, row, sums + 512 * rows->number[row]);
             esz_class_codes(books, sums, k);
             esz_row_prices(price, (const esz_codebook(*)[2])books, ESZ_ROW_CLASSES);
-            if (turn + 1 == ESZ_ROWS_STEPS) step = 1;
             for (row = 0; row < rows->count; row += step)
                 rows->number[row] = (uint8_t)esz_cheapest_class(esz_row_paid(d, items, k, rows, row, price));
         }

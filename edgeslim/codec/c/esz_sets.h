@@ -70,7 +70,7 @@ static void esz_build_sets(esz_decoder *d, const esz_set *set, unsigned count) {
             const esz_lengths *l = &set[k].table[table];
             uint16_t *entry = d->entry.code + esz_table_at(d, k, table);
             if (joint) {
-                const esz_joint j = {set[k].values, d->segment.cap_log2, d->segment.fill};
+                const esz_joint j = {set[k].values, d->segment.cap_log2, d->segment.fill, d->segment.flags & ESZ_NIBBLE};
                 esz_table_build_joint(d->entry.joint + esz_table_at(d, k, 0), d->bits[0], l, &j);
             } else if (pair) {
                 esz_table_build_pairs(entry, d->bits[table], l);

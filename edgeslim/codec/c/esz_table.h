@@ -98,7 +98,7 @@ static size_t esz_lengths_read(esz_lengths *t, const uint8_t *p, size_t avail, u
 
 /* How symbols of JOINT stand for a gap and a value: `values` values that are not the fill value. */
 typedef struct {
-    unsigned values, gaps_log2, fill;
+    unsigned values, gaps_log2, fill, nibble;
 } esz_joint;
 
 /* The elements that a symbol stands for; the last of them has `value`, the others the fill value. */
@@ -190,7 +190,8 @@ static void esz_reversed_codes(const esz_lengths *l, uint16_t *reversed) {
 }
 
 /* A look-up table: entry[the next `bits` bits] is the code's length | symbol << 8; in joint, of 32 bits each, it is
- * the code's length | the value << 8 | the elements that it stands for << 16. */
+ * the code's length | the value << 8 | the elements that it stands for << 16, or, of nibbles, the value's bits that differ
+ * from the fill value's << 8 | the elements << 18. */
 typedef struct {
     const uint16_t *entry;
     const uint32_t *joint;
@@ -299,7 +300,7 @@ static void esz_table_build_joint(uint32_t *entry, unsigned bits, const esz_leng
     esz_filling_begin(&f, l, reversed, symbols);
     for (i = 0; i < f.count; i++) {
         elements = esz_joint_token(joint, symbols[i], &value);
-        f.entry[i] |= value << 8 | elements << 16;
+        f.entry[i] |= joint->nibble ? (value ^ joint->fill) << 8 | elements << 18 : value << 8 | elements << 16;
     }
     esz_table_fill(entry, 1, bits, &f);
 }
@@ -323,11 +324,10 @@ static int esz_next(esz_reader *r, const esz_table *t) {
 /* The next token of JOINT: how many elements it stands for, or 0 if the stream has none there. */
 static unsigned esz_next_joint(esz_reader *r, const esz_table *t, const esz_joint *joint, unsigned *value) {
     uint32_t entry;
-    (void)joint;
     if (r->held < 12) esz_refill(r);
     entry = t->joint[(unsigned)r->bits & ((1u << t->bits) - 1)];
-    *value = entry >> 8 & 255u;
-    return esz_take(r, entry) ? entry >> 16 : 0;
+    *value = (entry >> 8 & 255u) ^ (joint->nibble ? joint->fill : 0);
+    return esz_take(r, entry) ? entry >> (joint->nibble ? 18 : 16) : 0;
 }
 
 #endif
