@@ -152,11 +152,10 @@ class _Search:
 
     def best_static(self, strength: float, clips: Sequence[float]) -> Smoothing:
         """The widest of the nearly best ranges at one strength of smoothing, 0 for none."""
-        scale, rounded, smoothed = None, self.rounded, self.inputs
+        scale, rounded = None, self.rounded
         if strength > 0:
             scale = smoothing_scale(self.inputs_max, self.weight_max, strength)
             rounded = quantize_weight(self.weight * scale[:, None], axis=1).dequantize(1)
-            smoothed = self.inputs / scale
         divisor = 1 if scale is None else scale
         low, high = float((self.low / divisor).min()), float((self.high / divisor).max())
         found = []
