@@ -82,7 +82,7 @@ def build(
         raise UsageError(
             "build",
             f"called in process {process_rank()} of {process_count()}",
-            expected="`accelerate launch -m edgeslim build …`, which lets the first process alone publish",
+            expected="`torchrun --nproc-per-node 2 -m edgeslim build …`, which lets the first process alone publish",
         )
     cache = Cache.default() if use_cache else None
     # Stages and all that they import aren't needed to see that nothing has changed.

@@ -56,7 +56,7 @@ def measure_sensitivity(model: str, *, data: str | None, task: str | None, progr
         )
         chosen = resolve_task(task, config=source.config, labels=class_labels(source, plan), pooling=pooling)
         progress.step("export")
-        exported, samples = export_reference(source, chosen, plan, Steps(work, None, versions(), progress))
-        batches = samples.calibration
-        tensors = measure_graph(exported / MODEL_NAME, batches, work, seed=plan.seed, progress=progress)
+        reference = export_reference(source, chosen, plan, Steps(work, None, versions(), progress))
+        batches = reference.samples.calibration
+        tensors = measure_graph(reference.folder / MODEL_NAME, batches, work, seed=plan.seed, progress=progress)
     return Sensitivity(model=model, samples=sum(batch.rows for batch in batches), tensors=tensors)
