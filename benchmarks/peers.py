@@ -94,8 +94,10 @@ def _static_per_tensor(subject: Subject, out: Path) -> None:
 def _preprocess(graph: Path, folder: Path) -> Path:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    prepared = folder / "prepared.onnx"
-    quant_pre_process(str(graph), str(prepared), skip_symbolic_shape=True)
+    whole, prepared = folder / "whole.onnx", folder / "prepared.onnx"
+    onnx.save(onnx.load(graph), whole)  # it copies the graph without the weights beside it
+    quant_pre_process(str(whole), str(prepared), skip_symbolic_shape=True)
+    whole.unlink()
     return prepared
 
 
