@@ -80,7 +80,7 @@ def matrix_bytes(matrix: Matrix, bits: int, block_size: int, *, symmetric: bool)
     scale_bytes = 4 if matrix.linears else 2
     filling = 0 if matrix.linears else count_blocks(width, block_size) * block_size - width  # a table has none
     size = stored_bytes(rows, width, bits=bits, block_size=block_size, symmetric=symmetric, scale_bytes=scale_bytes)
-    return size - rows * filling * bits // 8
+    return int(size - rows * filling * bits // 8)
 
 
 def _error(matrix: Matrix, hessian: npt.NDArray[np.float64] | None, grid: tuple[int, int], *, symmetric: bool) -> float:

@@ -69,4 +69,4 @@ def _join(known: Matrix, other: Matrix) -> Matrix:
 
 
 def _content_key(weight: npt.NDArray[np.float32]) -> str:
-    return f"{weight.shape}{hashlib.sha256(np.ascontiguousarray(weight)).hexdigest()}"
+    return f"{weight.shape}{hashlib.sha256(np.ascontiguousarray(weight).tobytes()).hexdigest()}"

@@ -38,7 +38,7 @@ class SharingOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.cluster_bits <= 8:
             raise ValueError(f"cluster_bits: {self.cluster_bits}, expected 0 (none) to 8")
-        if self.cluster_bits and getattr(self, "sparsity", 0.0):
+        if self.cluster_bits and getattr(self, "sparsity", None):
             raise ValueError("cluster_bits beside sparsity, expected a step that prunes, then one that clusters")
 
     def sharing_hooks(self, model: TorchModel) -> list[ShareWeights]:
