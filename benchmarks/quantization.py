@@ -45,10 +45,10 @@ from subjects import SEQUENCE, SUBJECTS, Subject
 
 import edgeslim
 from edgeslim.core import Context, Feed, Runner
+from edgeslim.datasets.samples import hash_batches
 from edgeslim.errors import BadInputError
-from edgeslim.graph import MODEL_NAME, load_graph, save_graph
+from edgeslim.graphs.graph import MODEL_NAME, load_graph, save_graph
 from edgeslim.recipe import parse_recipe
-from edgeslim.samples import hash_batches
 from edgeslim.session import open_runner
 from edgeslim.target import load_target
 

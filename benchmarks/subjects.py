@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgeslim.builtin import builtin_text
 from edgeslim.core import Batch, Feed, Task
-from edgeslim.data import load_examples
-from edgeslim.encoding import encode_examples, load_tokenizer
+from edgeslim.datasets.builtin import builtin_text
+from edgeslim.datasets.data import load_examples
+from edgeslim.datasets.encoding import encode_examples, load_tokenizer
+from edgeslim.datasets.preprocessing import PreprocessingOptions, resolve_preprocessing
+from edgeslim.datasets.samples import DataOptions, fixed_length_feed, load_samples
 from edgeslim.export import export_huggingface, export_own
 from edgeslim.fields import parse_fields, read_toml
-from edgeslim.preprocessing import PreprocessingOptions, resolve_preprocessing
-from edgeslim.samples import DataOptions, fixed_length_feed, load_samples
 from edgeslim.source import load_huggingface, load_own, resolve_source
 from edgeslim.task import FeatureExtraction, ImageClassification, TextClassification
 

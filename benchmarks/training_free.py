@@ -22,12 +22,12 @@ from typing import Any
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-from edgeslim.builtin import builtin_text
 from edgeslim.core import Context, Quiet, Stage
-from edgeslim.data import load_examples
-from edgeslim.encoding import encode_examples, load_tokenizer
+from edgeslim.datasets.builtin import builtin_text
+from edgeslim.datasets.data import load_examples
+from edgeslim.datasets.encoding import encode_examples, load_tokenizer
 from edgeslim.export import export_huggingface
-from edgeslim.graph import load_graph, save_graph
+from edgeslim.graphs.graph import load_graph, save_graph
 from edgeslim.session import open_runner
 from edgeslim.source import load_huggingface, resolve_source
 from edgeslim.stages.low_rank import LowRank

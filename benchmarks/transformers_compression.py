@@ -27,8 +27,8 @@ from subjects import SAMPLES, SEQUENCE, TOKEN_INPUTS, text_classification
 import edgeslim
 from edgeslim.checks.latency import measure_pair
 from edgeslim.core import Batch
-from edgeslim.data import load_examples
-from edgeslim.encoding import encode_examples, load_tokenizer
+from edgeslim.datasets.data import load_examples
+from edgeslim.datasets.encoding import encode_examples, load_tokenizer
 from edgeslim.session import OrtRunner, open_runner
 
 FOLDER = SAMPLES / "text-classification"

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgeslim.container_tensors import open_container
 from edgeslim.errors import BadInputError
+from edgeslim.graphs.container_tensors import open_container
 from edgeslim.module_paths import GROUPS, block_path, group_layers, layer_path
 from edgeslim.source import resolve_source
 from edgeslim.tensor_files import (

@@ -10,7 +10,7 @@ goes first when the cache grows past its limit. Nothing else that may lie in the
 
     ROOT/v1/KEY/entry.json      {"step": …, "facts": {…}, "files": {name: sha256}, "sha256": of KEY and all these}
     ROOT/v1/KEY/files/…
-    ROOT/v1/training/KEY/…      checkpoints of a training that isn't done (edgeslim.checkpoint)
+    ROOT/v1/training/KEY/…      checkpoints of a training that isn't done (edgeslim.training.checkpoint)
 """
 
 from __future__ import annotations

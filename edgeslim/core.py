@@ -135,8 +135,8 @@ class Context:
 
     ``calibration`` never shares a sample with the evaluation data. Whatever a stage writes goes below ``work_dir``.
     Stages on the torch model have ``training``, where the project names such data, the float original as ``teacher``
-    (an ``edgeslim.torch_model.TorchModel``, frozen), and a folder for ``checkpoints`` that outlives a killed build.
-    ``goal_bytes`` is what graph and coded weights may take together, where a budget limits the package's size.
+    (an ``edgeslim.training.torch_model.TorchModel``, frozen), and a folder for ``checkpoints`` that outlives a killed
+    build. ``goal_bytes`` is what graph and coded weights may take together, where a budget limits the package's size.
     """
 
     target: TargetProfile

@@ -22,7 +22,7 @@ from onnx_ir.passes import common as passes
 
 from edgeslim.core import Batch, Feed, Runner
 from edgeslim.errors import BadInputError, CheckError
-from edgeslim.graph import load_graph, save_graph
+from edgeslim.graphs.graph import load_graph, save_graph
 from edgeslim.session import max_difference, open_runner
 
 if TYPE_CHECKING:

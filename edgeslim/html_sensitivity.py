@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from edgeslim.html_charts import text
 
 if TYPE_CHECKING:
-    from edgeslim.sensitivity import Sensitivity, TensorSensitivity
+    from edgeslim.quantizing.sensitivity import Sensitivity, TensorSensitivity
 
 __all__ = ["render_sensitivity"]
 

@@ -255,7 +255,7 @@ def _last_key(plan: Plan) -> str:
 
 def _external_files(path: Path) -> tuple[Path, ...]:
     """The external weights that an ONNX file names; what leaves its folder is refused later, and never read."""
-    import onnx  # not edgeslim.graph: onnx_ir takes half a second to import
+    import onnx  # not edgeslim.graphs.graph: onnx_ir takes half a second to import
 
     try:
         model = onnx.load(str(path), load_external_data=False)

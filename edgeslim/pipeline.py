@@ -18,16 +18,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from edgeslim import __version__, graph
+from edgeslim import __version__
 from edgeslim.cache import Cache
-from edgeslim.calibration import judge_calibration
 from edgeslim.checks.accuracy import check_accuracy
 from edgeslim.checks.latency import check_latency
 from edgeslim.checks.lossless import check_lossless
 from edgeslim.checks.operators import check_operators
 from edgeslim.checks.size import check_size
 from edgeslim.core import Artifact, ArtifactInfo, Batch, Budget, Context, Feed, Finding, Progress, Quiet, Report, Task
-from edgeslim.freeze import fixed_length
+from edgeslim.datasets.calibration import judge_calibration
+from edgeslim.datasets.recording import RECORDING_NAME, record_outputs
+from edgeslim.datasets.samples import Samples, fixed_length_feed, hash_batches
+from edgeslim.graphs import graph
+from edgeslim.graphs.freeze import fixed_length
 from edgeslim.inputs import build_inputs, remember, versions
 from edgeslim.packaging.android import AndroidSettings, MavenCoordinates, write_aar, write_maven
 from edgeslim.packaging.archive import apk_download_bytes, deflated_bytes
@@ -35,9 +38,7 @@ from edgeslim.packaging.bundle import Bundle, file_entry, tokenizer_extras, writ
 from edgeslim.packaging.tarball import write_tarball
 from edgeslim.pooling import pooling_from_folder
 from edgeslim.project import Plan
-from edgeslim.recording import RECORDING_NAME, record_outputs
 from edgeslim.reference import class_labels, export_reference
-from edgeslim.samples import Samples, fixed_length_feed, hash_batches
 from edgeslim.session import open_runner, runtime_version
 from edgeslim.source import Source, resolve_source
 from edgeslim.stage_cost import pack_weights

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from edgeslim.datasets.preprocessing import PreprocessingOptions
+from edgeslim.datasets.samples import DataOptions
 from edgeslim.errors import UsageError
 from edgeslim.fields import parse_fields, read_toml
-from edgeslim.preprocessing import PreprocessingOptions
 from edgeslim.recipe import Recipe, load_recipe, parse_recipe
-from edgeslim.samples import DataOptions
 from edgeslim.target import Budget, TargetProfile, list_targets, load_target, target_files
 from edgeslim.units import parse_bytes, parse_ms
 

@@ -16,12 +16,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgeslim import __version__, graph
+from edgeslim import __version__
 from edgeslim.checks.accuracy import check_accuracy
 from edgeslim.checks.operators import check_operators
 from edgeslim.checks.package import check_files, check_signature, check_weights
 from edgeslim.core import Artifact, ArtifactInfo, Batch, Feed, Finding, Progress, Quiet, Report, Runner, Task
+from edgeslim.datasets.recording import RECORDING_NAME, load_recording
+from edgeslim.datasets.samples import Samples
 from edgeslim.errors import BadInputError, UsageError
+from edgeslim.graphs import graph
 from edgeslim.inputs import versions
 from edgeslim.packaging.manifest import Manifest
 from edgeslim.packaging.unpack import Package, unpack_package
@@ -36,9 +39,7 @@ from edgeslim.recheck_inputs import (
     preprocessing_options,
 )
 from edgeslim.recipe import Recipe
-from edgeslim.recording import RECORDING_NAME, load_recording
 from edgeslim.reference import export_reference
-from edgeslim.samples import Samples
 from edgeslim.session import OrtRunner, open_runner, runtime_version
 from edgeslim.source import resolve_source
 from edgeslim.steps import Steps

@@ -12,16 +12,16 @@ from typing import Any, cast
 import numpy as np
 
 from edgeslim import task as tasks
-from edgeslim.arrays import batch_arrays, load_arrays
 from edgeslim.core import Batch, Feed, Task
-from edgeslim.data import load_examples
-from edgeslim.encoding import encode_examples, load_tokenizer
+from edgeslim.datasets.arrays import batch_arrays, load_arrays
+from edgeslim.datasets.data import load_examples
+from edgeslim.datasets.encoding import encode_examples, load_tokenizer
+from edgeslim.datasets.images import PIXELS, load_pixels
+from edgeslim.datasets.preprocessing import Preprocessing, PreprocessingOptions
+from edgeslim.datasets.samples import DataOptions, Samples, hash_batches, load_samples
 from edgeslim.errors import BadInputError, UsageError
 from edgeslim.fields import parse_fields
-from edgeslim.images import PIXELS, load_pixels
 from edgeslim.packaging.manifest import Manifest
-from edgeslim.preprocessing import Preprocessing, PreprocessingOptions
-from edgeslim.samples import DataOptions, Samples, hash_batches, load_samples
 
 __all__ = ["data_options", "evaluation_samples", "example_feed", "manifest_task", "preprocessing_options"]
 

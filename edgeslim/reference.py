@@ -11,15 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeslim import export, graph
+from edgeslim import export
 from edgeslim.core import Batch, Feed, Task, TrainingData
+from edgeslim.datasets.images import class_names
+from edgeslim.datasets.preprocessing import Preprocessing, resolve_preprocessing
+from edgeslim.datasets.samples import Samples, hash_batches, load_samples
 from edgeslim.errors import BadInputError
-from edgeslim.freeze import freeze_shapes
-from edgeslim.images import class_names
+from edgeslim.graphs import graph
+from edgeslim.graphs.freeze import freeze_shapes
 from edgeslim.inputs import hash_model
-from edgeslim.preprocessing import Preprocessing, resolve_preprocessing
 from edgeslim.project import Plan
-from edgeslim.samples import Samples, hash_batches, load_samples
 from edgeslim.session import open_runner
 from edgeslim.signature import InputSpec, check_feed, source_inputs
 from edgeslim.source import OwnModel, Source, load_huggingface, load_own
@@ -32,10 +33,10 @@ from edgeslim.task import (
     is_classifier,
     is_image_classifier,
 )
-from edgeslim.training_data import load_training
+from edgeslim.training.data import load_training
 
 if TYPE_CHECKING:
-    from edgeslim.torch_model import TorchModel
+    from edgeslim.training.torch_model import TorchModel
 
 __all__ = [
     "Reference",
@@ -141,7 +142,7 @@ def export_reference(source: Source, task: Task, plan: Plan, steps: Steps) -> Re
 
 def load_original(reference: Reference) -> TorchModel:
     """The source's torch model in eval mode: read anew, or the very one that own code made."""
-    from edgeslim.torch_model import TorchModel  # not above: ONNX files are built without torch
+    from edgeslim.training.torch_model import TorchModel  # not above: ONNX files are built without torch
 
     output = "logits" if reference.classifier or reference.images else "last_hidden_state"
     if reference.own is not None:

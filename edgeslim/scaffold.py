@@ -18,9 +18,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeslim import graph
 from edgeslim.errors import BadInputError
 from edgeslim.fields import parse_fields
+from edgeslim.graphs import graph
 from edgeslim.project import PROJECT_FILE, ProjectFile
 from edgeslim.replacing import replaced_when_whole
 from edgeslim.source import Source, resolve_source

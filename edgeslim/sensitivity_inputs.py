@@ -7,13 +7,13 @@ from pathlib import Path
 
 from edgeslim.anatomy import open_model
 from edgeslim.core import Budget, Progress
-from edgeslim.graph import MODEL_NAME
+from edgeslim.graphs.graph import MODEL_NAME
 from edgeslim.inputs import versions
 from edgeslim.pooling import pooling_from_folder
 from edgeslim.project import AndroidOptions, DataOptions, Plan
+from edgeslim.quantizing.sensitivity import Sensitivity, measure_graph, measure_stored
 from edgeslim.recipe import Recipe
 from edgeslim.reference import class_labels, export_reference
-from edgeslim.sensitivity import Sensitivity, measure_graph, measure_stored
 from edgeslim.source import resolve_source
 from edgeslim.steps import Steps
 from edgeslim.target import list_targets

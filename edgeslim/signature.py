@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgeslim.core import Feed
-from edgeslim.encoding import load_tokenizer
+from edgeslim.datasets.encoding import load_tokenizer
 from edgeslim.errors import BadInputError
-from edgeslim.graph import load_graph
+from edgeslim.graphs.graph import load_graph
 from edgeslim.session import open_runner
 from edgeslim.source import OwnModel, Source
 

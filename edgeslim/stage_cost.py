@@ -19,14 +19,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeslim import graph
 from edgeslim.checks.latency import measure_pair
 from edgeslim.core import Context, Quiet
+from edgeslim.datasets.samples import fixed_length_feed
 from edgeslim.errors import EdgeslimError
-from edgeslim.freeze import fixed_length
-from edgeslim.samples import fixed_length_feed
+from edgeslim.graphs import graph
+from edgeslim.graphs.freeze import fixed_length
+from edgeslim.quantizing.storage_grid import encode_weights
 from edgeslim.session import open_runner
-from edgeslim.storage_grid import encode_weights
 
 __all__ = ["StageCost", "measure_stage", "pack_weights"]
 

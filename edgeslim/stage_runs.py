@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeslim import graph
 from edgeslim.cache import Cache
 from edgeslim.core import Context, Quiet, StepResult
+from edgeslim.datasets.samples import hash_batches
 from edgeslim.errors import BadInputError, CheckError
-from edgeslim.graph import constant_array
+from edgeslim.graphs import graph
+from edgeslim.graphs.graph import constant_array
 from edgeslim.inputs import hash_model, versions
 from edgeslim.pooling import pooling_from_folder
 from edgeslim.processes import process_count, process_rank
@@ -37,17 +38,16 @@ from edgeslim.reference import (
     load_original,
     training_samples,
 )
-from edgeslim.samples import hash_batches
 from edgeslim.session import open_runner
 from edgeslim.source import Source, resolve_source
 from edgeslim.stage_cost import measure_stage
 from edgeslim.steps import StepFacts, Steps, hash_folder
 from edgeslim.task import resolve_task
-from edgeslim.training_data import hash_training
+from edgeslim.training.data import hash_training
 
 if TYPE_CHECKING:
-    from edgeslim.masks import Masks
-    from edgeslim.torch_model import TorchModel
+    from edgeslim.training.masks import Masks
+    from edgeslim.training.torch_model import TorchModel
 
 __all__ = ["assist_build", "check_source", "run_stages"]
 
@@ -136,8 +136,8 @@ def _run_graph_stage(named: NamedStage, before: Path, reference: Path, context: 
 
 def _run_torch_stages(reference: Reference, plan: Plan, context: Context, steps: Steps, cache: Cache | None) -> Path:
     """The folder of the graph, and of the torch model, after the stages on the torch model."""
-    from edgeslim.masks import check_masks
-    from edgeslim.torch_model import load_model, save_model
+    from edgeslim.training.masks import check_masks
+    from edgeslim.training.torch_model import load_model, save_model
 
     training = training_samples(reference, plan)
     context = replace(context, training=training)

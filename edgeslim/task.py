@@ -28,9 +28,9 @@ import numpy.typing as npt
 from edgeslim import metrics
 from edgeslim.core import Batch, Feed, Progress, Runner, Task
 from edgeslim.custom_task import CustomTask
+from edgeslim.datasets.preprocessing import Preprocessing
 from edgeslim.errors import BadInputError, UsageError, near_miss
 from edgeslim.pooling import Pooling
-from edgeslim.preprocessing import Preprocessing
 
 __all__ = [
     "Classification",

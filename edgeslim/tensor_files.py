@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from edgeslim import codec
 from edgeslim.errors import BadInputError
-from edgeslim.graph import MODEL_NAME, WEIGHTS_NAME, load_graph
+from edgeslim.graphs.graph import MODEL_NAME, WEIGHTS_NAME, load_graph
 from edgeslim.packaging.unpack import Package, unpack_package
 
 __all__ = [

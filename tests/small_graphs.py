@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeslim.core import Batch, Context, StepResult
-from edgeslim.graph import load_graph, save_graph
+from edgeslim.graphs.graph import load_graph, save_graph
 from edgeslim.session import OrtRunner, open_runner
 from edgeslim.target import load_target
 from edgeslim.task import FeatureExtraction

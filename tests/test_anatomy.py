@@ -15,10 +15,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeslim import codec, graph
+from edgeslim import codec
 from edgeslim.anatomy import ValueFacts, count_levels, dissect_model, measure_values
 from edgeslim.comparison import compare_models
 from edgeslim.errors import BadInputError, MissingToolError
+from edgeslim.graphs import graph
 from edgeslim.module_paths import GROUPS, block_path, group_layers, layer_path
 from edgeslim.packaging.bundle import Bundle, write_manifest
 from edgeslim.packaging.tarball import write_tarball

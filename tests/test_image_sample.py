@@ -12,9 +12,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from edgeslim.datasets.images import load_pixels
+from edgeslim.datasets.preprocessing import PreprocessingOptions, resolve_preprocessing
 from edgeslim.fields import parse_fields, read_toml
-from edgeslim.images import load_pixels
-from edgeslim.preprocessing import PreprocessingOptions, resolve_preprocessing
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "image-classification"
 

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 
 import edgeslim
-from edgeslim.block_gptq import hessian_error, round_gptq_blocks
-from edgeslim.block_sites import find_matrices
-from edgeslim.blockwise import round_blocks
-from edgeslim.builtin import builtin_text
+from edgeslim.algorithms.block_gptq import hessian_error, round_gptq_blocks
+from edgeslim.algorithms.blockwise import round_blocks
 from edgeslim.checks import latency
 from edgeslim.core import Quiet
-from edgeslim.encoding import encode_examples, load_tokenizer
+from edgeslim.datasets.builtin import builtin_text
+from edgeslim.datasets.encoding import encode_examples, load_tokenizer
 from edgeslim.export import export_huggingface
-from edgeslim.graph import load_graph
-from edgeslim.moments import collect_moments
+from edgeslim.graphs.graph import load_graph
+from edgeslim.graphs.weight_probe import WeightProbe
+from edgeslim.quantizing.block_sites import find_matrices
+from edgeslim.quantizing.moments import collect_moments
 from edgeslim.recipe import load_recipe
 from edgeslim.source import load_huggingface, resolve_source
-from edgeslim.weight_probe import WeightProbe
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "sentence-embedding"
 RECIPE = """\

@@ -19,7 +19,7 @@ import edgeslim
 from edgeslim import loading
 from edgeslim.codec import Segment, write_container
 from edgeslim.errors import BadInputError
-from edgeslim.graph import save_graph, weight_spans
+from edgeslim.graphs.graph import save_graph, weight_spans
 from edgeslim.packaging.bundle import Bundle, write_manifest
 from edgeslim.packaging.tarball import write_tarball
 from edgeslim.target import RuntimeProfile, load_target

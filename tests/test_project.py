@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from edgeslim.datasets.samples import DataOptions
 from edgeslim.errors import BadInputError, UsageError
 from edgeslim.project import (
     PROJECT_FILE,
@@ -12,7 +13,6 @@ from edgeslim.project import (
     Overrides,
     plan_build,
 )
-from edgeslim.samples import DataOptions
 from edgeslim.stages.quantize_int8 import QuantizeInt8
 from edgeslim.target import Budget
 from edgeslim.units import parse_bytes, parse_ms

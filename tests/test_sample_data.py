@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-from edgeslim.data import load_examples
+from edgeslim.datasets.data import load_examples
 from edgeslim.fields import read_toml
 
 SAMPLES = Path(__file__).parent.parent / "samples"

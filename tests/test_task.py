@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from edgeslim.core import Batch, Feed, Quiet, Runner, Task
+from edgeslim.datasets.preprocessing import Preprocessing
 from edgeslim.errors import BadInputError, EdgeslimError, UsageError
-from edgeslim.preprocessing import Preprocessing
 from edgeslim.task import FeatureExtraction, ImageClassification, TextClassification, resolve_task
 
 Item = TypeVar("Item")

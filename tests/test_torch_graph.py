@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeslim.errors import BadInputError
 from edgeslim.export import export_huggingface
-from edgeslim.graph import load_graph
+from edgeslim.graphs.graph import load_graph
 from edgeslim.session import open_runner
 from edgeslim.torch_graph import TorchGraph, output_gradients
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 import edgeslim
-from edgeslim import graph
 from edgeslim.checks import latency
 from edgeslim.core import Context, Report, StepResult
 from edgeslim.errors import BadInputError, CheckError
-from edgeslim.gradual_pruning import GradualPruning
+from edgeslim.graphs import graph
 from edgeslim.recipe import NamedStage, Recipe, parse_recipe
 from edgeslim.stage_runs import _check_zeros
-from edgeslim.torch_model import TorchModel
+from edgeslim.training.gradual_pruning import GradualPruning
+from edgeslim.training.torch_model import TorchModel
 
 BOARD = 'extends = "android-arm64"\nname = "board"\nsummary = "a board"\n[package]\nkind = "tar"\n'
 PROJECT = """\

@@ -9,7 +9,7 @@ from typing import Any
 from edgeslim import codec
 from edgeslim.core import Finding
 from edgeslim.errors import BadInputError
-from edgeslim.graph import MODEL_NAME, WEIGHTS_NAME
+from edgeslim.graphs.graph import MODEL_NAME, WEIGHTS_NAME
 from edgeslim.packaging.bundle import file_entry
 from edgeslim.packaging.manifest import Manifest
 from edgeslim.packaging.unpack import Package

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from edgeslim.anatomy import Anatomy, TensorFacts
-    from edgeslim.sensitivity import Sensitivity
+    from edgeslim.quantizing.sensitivity import Sensitivity
 
 __all__ = ["inspect_model", "print_anatomy", "print_sensitivity"]
 

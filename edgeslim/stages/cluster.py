@@ -1,10 +1,10 @@
 """Weight clustering: each tensor gets a codebook of 2 to 8 bits, and so few distinct values that it codes small.
 
 k-means in one dimension, from equally spaced values or quantiles (Han et al. 2015, arXiv 1510.00149; see
-``edgeslim.clustering``). ``importance = "activation"`` weighs each weight by its input's second moment on calibration
-data, so that the layer's output changes least; ``fisher`` by the mean square of its gradient (``gradient_samples``), so
-that the model's answer does. In a weight that was pruned zero is a codebook value of
-its own: what is zero stays zero, and nothing else becomes zero.
+``edgeslim.algorithms.clustering``). ``importance = "activation"`` weighs each weight by its input's second moment on
+calibration data, so that the layer's output changes least; ``fisher`` by the mean square of its gradient
+(``gradient_samples``), so that the model's answer does. In a weight that was pruned zero is a codebook value of its
+own: what is zero stays zero, and nothing else becomes zero.
 
 ``groups`` divides a weight's outputs (a table's rows) into as many parts with codebooks of their own. All codebooks of
 a tensor together have at most 256 values, for that is what the container's CODEBOOK alphabet codes.
@@ -25,12 +25,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from edgeslim.clustering import fit_codebook
+from edgeslim.algorithms.clustering import fit_codebook
+from edgeslim.algorithms.pruning import keep_zeros
 from edgeslim.core import Context, StepResult
-from edgeslim.graph_weights import KINDS, Weight, add_constant, find_weights, node_name, write_weight
-from edgeslim.layer_inputs import input_moments, moment_key
-from edgeslim.pruning import keep_zeros
-from edgeslim.weight_gradients import weight_fisher
+from edgeslim.graphs.graph_weights import KINDS, Weight, add_constant, find_weights, node_name, write_weight
+from edgeslim.quantizing.layer_inputs import input_moments, moment_key
+from edgeslim.quantizing.weight_gradients import weight_fisher
 
 __all__ = ["Cluster"]
 

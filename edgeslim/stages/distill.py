@@ -2,12 +2,14 @@
 
 The teacher is always the original, frozen. The student is the model as earlier steps left it (pruned weights stay zero,
 factorized layers stay two), or a smaller one made of it: ``student_layers`` takes some of its layers, ``student`` is a
-table of other sizes for its config (``edgeslim.student``). How the two are compared is in ``edgeslim.objectives``; a
-weight of 0 leaves a part out, and what none of the recipe's weights names is chosen by the task: soft labels for a
-classifier, embeddings for an encoder, both with hidden states where the model has layers.
+table of other sizes for its config (``edgeslim.training.student``). How the two are compared is in
+``edgeslim.training.objectives``; a weight of 0 leaves a part out, and what none of the recipe's weights names is chosen
+by the task: soft labels for a classifier, embeddings for an encoder, both with hidden states where the model has
+layers.
 
-Inside the training run, if asked for, pruning by a schedule (``edgeslim.gradual_pruning``), weights that share few
-values (``cluster_bits``, ``edgeslim.weight_sharing``), and simulated quantization (``edgeslim.simulation``).
+Inside the training run, if asked for, pruning by a schedule (``edgeslim.training.gradual_pruning``), weights that share
+few values (``cluster_bits``, ``edgeslim.training.weight_sharing``), and simulated quantization
+(``edgeslim.training.simulation``).
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ from typing import Any, ClassVar, Literal
 
 from edgeslim.core import Context, StepResult
 from edgeslim.errors import BadInputError
-from edgeslim.gradual_pruning import PruningOptions
-from edgeslim.objectives import DistillationLoss, DistillationWeights, usual_weights
-from edgeslim.simulation import SimulationOptions, simulate_quantization
-from edgeslim.student import choose_layers, count_layers, shrink
-from edgeslim.torch_model import TorchModel
-from edgeslim.training import LoopOptions, train
-from edgeslim.weight_sharing import SharingOptions
+from edgeslim.training.gradual_pruning import PruningOptions
+from edgeslim.training.loop import LoopOptions, train
+from edgeslim.training.objectives import DistillationLoss, DistillationWeights, usual_weights
+from edgeslim.training.simulation import SimulationOptions, simulate_quantization
+from edgeslim.training.student import choose_layers, count_layers, shrink
+from edgeslim.training.torch_model import TorchModel
+from edgeslim.training.weight_sharing import SharingOptions
 
 __all__ = ["Distill"]
 

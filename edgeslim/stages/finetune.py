@@ -1,9 +1,9 @@
 """Trains on with the labels of the training data: cross entropy, no teacher.
 
-What earlier steps did stays: pruned weights stay zero (``edgeslim.masks``), factorized layers stay two. The loop and
-its settings are those of ``edgeslim.training``; what can run inside it is pruning by a schedule (``sparsity``,
-``edgeslim.gradual_pruning``), weights that share few values (``cluster_bits``, ``edgeslim.weight_sharing``), and
-simulated quantization (``simulate``, ``edgeslim.simulation``).
+What earlier steps did stays: pruned weights stay zero (``edgeslim.training.masks``), factorized layers stay two. The
+loop and its settings are those of ``edgeslim.training.loop``; what can run inside it is pruning by a schedule
+(``sparsity``, ``edgeslim.training.gradual_pruning``), weights that share few values (``cluster_bits``,
+``edgeslim.training.weight_sharing``), and simulated quantization (``simulate``, ``edgeslim.training.simulation``).
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import ClassVar, Literal
 
 from edgeslim.core import Context, StepResult
 from edgeslim.errors import BadInputError
-from edgeslim.gradual_pruning import PruningOptions
-from edgeslim.objectives import LabelLoss
-from edgeslim.simulation import SimulationOptions, simulate_quantization
-from edgeslim.torch_model import TorchModel
-from edgeslim.training import LoopOptions, train
-from edgeslim.weight_sharing import SharingOptions
+from edgeslim.training.gradual_pruning import PruningOptions
+from edgeslim.training.loop import LoopOptions, train
+from edgeslim.training.objectives import LabelLoss
+from edgeslim.training.simulation import SimulationOptions, simulate_quantization
+from edgeslim.training.torch_model import TorchModel
+from edgeslim.training.weight_sharing import SharingOptions
 
 __all__ = ["Finetune"]
 

@@ -3,7 +3,7 @@
 ``method`` says what the decomposition minimizes: the weights (``plain``), the layer's output on calibration data
 (``activation``: SVD-LLM, Wang et al. 2024, arXiv 2403.07378), the weights by their Fisher information (``fisher``:
 FWSVD, Hsu et al. 2022, arXiv 2207.00112), or the loss to second order (``both``: inputs' and output gradients' second
-moments, as K-FAC has it). See ``edgeslim.factorization``.
+moments, as K-FAC has it). See ``edgeslim.algorithms.factorization``.
 
 On all-MiniLM-L6-v2 with 128 calibration texts ``both`` comes to a mean cosine of 0.954 at 90 % of the linears'
 parameters and 0.801 at 70 %, ``activation`` to 0.952 and 0.834: covariances of gradients want more samples than that.
@@ -26,12 +26,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from edgeslim.algorithms.factorization import Spectrum, allocate_ranks, ranks_for_error, whitened_svd
 from edgeslim.core import Context, StepResult
 from edgeslim.errors import BadInputError
-from edgeslim.factorization import Spectrum, allocate_ranks, ranks_for_error, whitened_svd
-from edgeslim.graph_weights import Weight, add_constant, find_weights, node_name
-from edgeslim.layer_inputs import input_moments, moment_key
-from edgeslim.weight_gradients import output_moments, weight_fisher
+from edgeslim.graphs.graph_weights import Weight, add_constant, find_weights, node_name
+from edgeslim.quantizing.layer_inputs import input_moments, moment_key
+from edgeslim.quantizing.weight_gradients import output_moments, weight_fisher
 
 __all__ = ["LowRank"]
 

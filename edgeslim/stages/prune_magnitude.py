@@ -24,12 +24,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from edgeslim.algorithms.pruning import keep_global, keep_n_of_m, parse_pattern
 from edgeslim.core import Context, StepResult
-from edgeslim.graph_weights import KINDS, Weight, find_weights, write_weight
-from edgeslim.pruning import keep_global, keep_n_of_m, parse_pattern
+from edgeslim.graphs.graph_weights import KINDS, Weight, find_weights, write_weight
 
 if TYPE_CHECKING:
-    from edgeslim.torch_model import TorchModel
+    from edgeslim.training.torch_model import TorchModel
 
 __all__ = ["PruneMagnitude"]
 
@@ -105,7 +105,7 @@ class PruneMagnitude:
         ]
 
     def _torch_matrices(self, model: TorchModel, skipped: dict[str, str]) -> list[_Item]:
-        from edgeslim.gradual_pruning import prunable_weights
+        from edgeslim.training.gradual_pruning import prunable_weights
 
         names, others = prunable_weights(model.module, ("*",))
         if self.embeddings:
@@ -171,7 +171,7 @@ def _mask_module(model: TorchModel, masks: Mapping[str, Mask]) -> TorchModel:
     """``model`` with its weights masked, those of earlier stages included; masks are [in, out]."""
     import torch
 
-    from edgeslim.masks import apply_masks, join_masks
+    from edgeslim.training.masks import apply_masks, join_masks
 
     parameters = dict(model.module.named_parameters())
     made = {

@@ -7,11 +7,11 @@
 - ``activation``: |w|·‖x‖ (Wanda, Sun et al. 2023, arXiv 2306.11695), without any update.
 - ``gradient``: |w·∂L/∂w|, and ``fisher``: w²·(∂L/∂w)², means over samples, without any update. L is the cross entropy
   of labelled samples, and otherwise what the task makes of the float model's own outputs
-  (``edgeslim.weight_gradients``).
+  (``edgeslim.quantizing.weight_gradients``).
 
 ``scope`` layer gives each layer the same sparsity. With ``global`` all weights compete by what their removal costs the
-answer; for ``obs`` the mean squared gradient of each output says what an error there costs. See ``edgeslim.obs``, also
-for what differs from the paper.
+answer; for ``obs`` the mean squared gradient of each output says what an error there costs. See
+``edgeslim.algorithms.obs``, also for what differs from the paper.
 
 Layout: matrices [in, out]; a convolution's inputs are (channel, row, column) of its kernel.
 """
@@ -26,13 +26,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from edgeslim.algorithms.gptq import factor_inverse
+from edgeslim.algorithms.obs import obs_scores, prune_obs, refit_kept
+from edgeslim.algorithms.pruning import keep_global, keep_n_of_m, parse_pattern, sparsity_of
 from edgeslim.core import Context, StepResult
-from edgeslim.gptq import factor_inverse
-from edgeslim.graph_weights import Weight, find_weights, write_weight
-from edgeslim.layer_inputs import input_moments, moment_key
-from edgeslim.obs import obs_scores, prune_obs, refit_kept
-from edgeslim.pruning import keep_global, keep_n_of_m, parse_pattern, sparsity_of
-from edgeslim.weight_gradients import output_moments, weight_importance
+from edgeslim.graphs.graph_weights import Weight, find_weights, write_weight
+from edgeslim.quantizing.layer_inputs import input_moments, moment_key
+from edgeslim.quantizing.weight_gradients import output_moments, weight_importance
 
 __all__ = ["PruneSensitivity"]
 

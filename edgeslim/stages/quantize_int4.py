@@ -1,21 +1,23 @@
 """Weights in blocks of 4 or 8 bits, on ONNX Runtime's weight-only kernels.
 
-Each row of a weight matrix is cut into blocks with a scale each (``edgeslim.blockwise``); activations stay float in the
-graph, and inside the kernel become int8, a scale a block, where the machine has dot products of bytes. A linear layer
-becomes ``MatMulNBits``, an embedding ``GatherBlockQuantized`` (``edgeslim.block_forms``); a matrix that both read, such
-as tied embeddings, is stored once.
+Each row of a weight matrix is cut into blocks with a scale each (``edgeslim.algorithms.blockwise``); activations stay
+float in the graph, and inside the kernel become int8, a scale a block, where the machine has dot products of bytes. A
+linear layer becomes ``MatMulNBits``, an embedding ``GatherBlockQuantized`` (``edgeslim.graphs.block_forms``); a matrix
+that both read, such as tied embeddings, is stored once.
 
 Rounding, by ``algorithm``: ``rtn`` to the nearest level, scales fitted to the weights; ``gptq`` so that the layers'
-outputs change least (``edgeslim.block_gptq``: Frantar et al. 2022, arXiv 2210.17323, with scales solved for again and
-levels moved by coordinate descent, Behdin et al. 2023, arXiv 2309.01885); ``awq`` to nearest after scaling the inputs
-(``edgeslim.awq``: Lin et al. 2023, arXiv 2306.00978), ``awq_gptq`` by GPTQ after it; ``hqq`` by a norm that forgives
-outliers, without data (``edgeslim.hqq``: Badri & Shaji 2023). Tables are rounded to nearest, or by ``hqq``.
+outputs change least (``edgeslim.algorithms.block_gptq``: Frantar et al. 2022, arXiv 2210.17323, with scales solved for
+again and levels moved by coordinate descent, Behdin et al. 2023, arXiv 2309.01885); ``awq`` to nearest after scaling
+the inputs (``edgeslim.algorithms.awq``: Lin et al. 2023, arXiv 2306.00978), ``awq_gptq`` by GPTQ after it; ``hqq`` by a
+norm that forgives outliers, without data (``edgeslim.algorithms.hqq``: Badri & Shaji 2023). Tables are rounded to
+nearest, or by ``hqq``.
 
 Where data is read, layers' biases take up what rounding does to their mean outputs, so that only what varies about the
 mean counts as error; a layer without a bias gets one.
 
-With ``max_bytes`` or ``target_bits`` the bits and block sizes are chosen for each matrix (``edgeslim.block_choice``):
-those that change the model's output least, as measured on calibration samples, within that many bytes.
+With ``max_bytes`` or ``target_bits`` the bits and block sizes are chosen for each matrix
+(``edgeslim.quantizing.block_choice``): those that change the model's output least, as measured on calibration samples,
+within that many bytes.
 """
 
 from __future__ import annotations
@@ -29,19 +31,19 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from edgeslim.block_choice import choose_grids, matrix_bytes
-from edgeslim.block_forms import QDQ_OPSET, BlockWriter, accuracy_level
-from edgeslim.block_gptq import round_gptq_blocks
-from edgeslim.block_sites import Matrix, find_matrices
-from edgeslim.blockwise import BLOCK_SIZES, BlockWeight, round_blocks
+from edgeslim.algorithms.block_gptq import round_gptq_blocks
+from edgeslim.algorithms.blockwise import BLOCK_SIZES, BlockWeight, round_blocks
+from edgeslim.algorithms.hqq import round_hqq
 from edgeslim.core import Context, StepResult
 from edgeslim.errors import BadInputError
-from edgeslim.graph import raise_opset
-from edgeslim.hqq import round_hqq
-from edgeslim.input_scaling import Scaled, scale_inputs
-from edgeslim.int8_forms import MICROSOFT
-from edgeslim.moments import Moments, collect_moments
-from edgeslim.weight_probe import WeightProbe
+from edgeslim.graphs.block_forms import QDQ_OPSET, BlockWriter, accuracy_level
+from edgeslim.graphs.graph import raise_opset
+from edgeslim.graphs.int8_forms import MICROSOFT
+from edgeslim.graphs.weight_probe import WeightProbe
+from edgeslim.quantizing.block_choice import choose_grids, matrix_bytes
+from edgeslim.quantizing.block_sites import Matrix, find_matrices
+from edgeslim.quantizing.input_scaling import Scaled, scale_inputs
+from edgeslim.quantizing.moments import Moments, collect_moments
 
 __all__ = ["QuantizeInt4"]
 

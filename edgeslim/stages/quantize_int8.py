@@ -12,23 +12,25 @@ Two graph forms (the target's profile picks, ``form`` overrides)::
     qdq:      x -> QuantizeLinear -> DequantizeLinear -> MatMul(DequantizeLinear(int8 weight)) -> float
 
 A Conv is another matter: its int8 kernel gives uint8, and pictures have no such tokens. So its output is quantized too,
-and a chain of convolutions stays in uint8 from end to end (``edgeslim.int8_convs``). One whose output loses more than
-``max_output_error`` of its energy that way stays float, and is named among the skipped.
+and a chain of convolutions stays in uint8 from end to end (``edgeslim.graphs.int8_convs``). One whose output loses more
+than ``max_output_error`` of its energy that way stays float, and is named among the skipped.
 
 Embedding tables stay int8 at run time, a scale a row: ``Gather(int8) -> Cast -> Mul(Gather(scale))``. The usual
 ``DequantizeLinear -> Gather`` would dequantize the whole table at every run.
 
 By default the form of each MatMul's input is searched by the error of the layer's output, and its weights are rounded
 by GPTQ, so that the output changes least. Smoothing divides the input by a vector before it is quantized, and
-multiplies the weight's rows by it: in constants before it where they allow (``edgeslim.folding``), else by one ``Mul``.
+multiplies the weight's rows by it: in constants before it where they allow (``edgeslim.graphs.folding``), else by one
+``Mul``.
 
 ``target_bits``, or a budget's ``max_size`` that plain int8 exceeds, moves weights and embeddings onto coarser grids:
 still int8 for the kernels, with steps such that the entropy-coded file gets that small and the output suffers least
-(``edgeslim.allocation``, ``edgeslim.storage_grid``). Steps are chosen by gradients of the model's answer.
+(``edgeslim.algorithms.allocation``, ``edgeslim.quantizing.storage_grid``). Steps are chosen by gradients of the model's
+answer.
 
 Methods: Jacob et al. 2018, arXiv 1712.05877; Xiao et al. 2022, arXiv 2211.10438, and Yao et al. 2022, arXiv 2206.01861
-(``edgeslim.smoothing``); Frantar et al. 2022, arXiv 2210.17323 (``edgeslim.gptq``); ranges from distributions as in
-``edgeslim.numerics``.
+(``edgeslim.algorithms.smoothing``); Frantar et al. 2022, arXiv 2210.17323 (``edgeslim.algorithms.gptq``); ranges from
+distributions as in ``edgeslim.numerics``.
 """
 
 from __future__ import annotations
@@ -42,22 +44,22 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from edgeslim.algorithms.gptq import factor_inverse, round_gptq
+from edgeslim.algorithms.smoothing import Smoothing
 from edgeslim.core import Batch, Context, Runner, StepResult
-from edgeslim.gelu import replace_gelus
-from edgeslim.gptq import factor_inverse, round_gptq
-from edgeslim.int8_convs import Conv, guard_float, write_conv
-from edgeslim.int8_forms import MICROSOFT, Int8Writer, Linear, Table
-from edgeslim.int8_inputs import InputQuantizer, fold_smoothing, open_probe
-from edgeslim.int8_sites import SiteFinder
+from edgeslim.graphs.gelu import replace_gelus
+from edgeslim.graphs.int8_convs import Conv, guard_float, write_conv
+from edgeslim.graphs.int8_forms import MICROSOFT, Int8Writer, Linear, Table
+from edgeslim.graphs.reshapes import settle_reshapes
 from edgeslim.numerics import (
     QuantizedWeight,
     quantization_error,
     quantize_weight,
 )
-from edgeslim.observation import Observed, add_hessians
-from edgeslim.reshapes import settle_reshapes
-from edgeslim.smoothing import Smoothing
-from edgeslim.storage_grid import StorageFit, StorageGoal, plain_bytes
+from edgeslim.quantizing.int8_inputs import InputQuantizer, fold_smoothing, open_probe
+from edgeslim.quantizing.int8_sites import SiteFinder
+from edgeslim.quantizing.observation import Observed, add_hessians
+from edgeslim.quantizing.storage_grid import StorageFit, StorageGoal, plain_bytes
 
 __all__ = ["QuantizeInt8"]
 

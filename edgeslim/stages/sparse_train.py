@@ -1,10 +1,10 @@
 """Training that makes weights zero by itself, to an asked sparsity: min loss + λ ‖w‖₁ or min loss + λ ‖w‖₀.
 
 ``l1`` takes a proximal step after each update, ``l0`` trains a hard-concrete gate a weight; both, and how λ follows the
-asked sparsity, are in ``edgeslim.sparsity``. In both the loss, not a weight's size alone, decides what goes. From
-``prune_end`` on the masks are fixed, all later stages keep them (``edgeslim.masks``), and the rest of the training
-makes up for what went. The loss is that of ``distill`` without weights of its own, or with ``learn`` labels that of
-``finetune``.
+asked sparsity, are in ``edgeslim.training.sparsity``. In both the loss, not a weight's size alone, decides what goes.
+From ``prune_end`` on the masks are fixed, all later stages keep them (``edgeslim.training.masks``), and the rest of the
+training makes up for what went. The loss is that of ``distill`` without weights of its own, or with ``learn`` labels
+that of ``finetune``.
 
 Zeros save bytes in the container, and no time: ONNX Runtime multiplies by them like by any other number.
 """
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from edgeslim.core import Context, StepResult
 from edgeslim.errors import BadInputError
-from edgeslim.gradual_pruning import prunable_weights
-from edgeslim.objectives import DistillationLoss, LabelLoss, usual_weights
-from edgeslim.sparsity import Gates, LearnedSparsity, ProximalL1
-from edgeslim.student import choose_layers, count_layers
-from edgeslim.torch_model import TorchModel
-from edgeslim.training import LoopOptions, train
+from edgeslim.training.gradual_pruning import prunable_weights
+from edgeslim.training.loop import LoopOptions, train
+from edgeslim.training.objectives import DistillationLoss, LabelLoss, usual_weights
+from edgeslim.training.sparsity import Gates, LearnedSparsity, ProximalL1
+from edgeslim.training.student import choose_layers, count_layers
+from edgeslim.training.torch_model import TorchModel
 
 __all__ = ["SparseTrain"]
 

@@ -6,7 +6,7 @@ by itself, 1×1. The decompositions are TensorLy's (``partial_tucker``, ``parafa
 
 ``ranks`` come from an ``error`` that may be made of each kernel (``max_error`` of its squared norm: each side of
 Tucker-2 may take half, CP tries ranks upwards), or, for Tucker-2, from ``vbmf``, which estimates what of the kernel's
-unfoldings is more than noise (``edgeslim.vbmf``). A convolution that would not lose parameters stays whole.
+unfoldings is more than noise (``edgeslim.algorithms.vbmf``). A convolution that would not lose parameters stays whole.
 
 Kernels are [out, in, height, width]; groups, one-dimensional and 1×1 convolutions are left alone.
 """
@@ -22,10 +22,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from edgeslim.algorithms.vbmf import vbmf_rank
 from edgeslim.core import Context, StepResult
 from edgeslim.errors import MissingToolError
-from edgeslim.graph_weights import Use, Weight, add_constant, attribute, find_weights, node_name
-from edgeslim.vbmf import vbmf_rank
+from edgeslim.graphs.graph_weights import Use, Weight, add_constant, attribute, find_weights, node_name
 
 __all__ = ["TensorDecompose"]
 

@@ -9,11 +9,11 @@ import pytest
 from onnx import helper
 from small_graphs import run_stage, stored, write_model
 
-from edgeslim.clustering import fit_codebook
+from edgeslim.algorithms.clustering import fit_codebook
 from edgeslim.codec import Segment, encode_container
 from edgeslim.errors import BadInputError
 from edgeslim.fields import parse_fields
-from edgeslim.graph import load_graph
+from edgeslim.graphs.graph import load_graph
 from edgeslim.session import open_runner
 from edgeslim.stages.cluster import Cluster
 

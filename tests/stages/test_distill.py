@@ -12,12 +12,12 @@ from torch import nn
 
 from edgeslim.core import Batch, Context, TrainingData
 from edgeslim.errors import BadInputError
-from edgeslim.objectives import DistillationWeights, usual_weights
 from edgeslim.stages.distill import Distill
 from edgeslim.stages.finetune import Finetune
 from edgeslim.target import load_target
 from edgeslim.task import FeatureExtraction, TextClassification
-from edgeslim.torch_model import TorchModel
+from edgeslim.training.objectives import DistillationWeights, usual_weights
+from edgeslim.training.torch_model import TorchModel
 
 
 class Net(nn.Module):

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeslim.core import Batch, Context, StepResult
 from edgeslim.fields import parse_fields
-from edgeslim.graph import load_graph, save_graph
+from edgeslim.graphs.graph import load_graph, save_graph
 from edgeslim.numerics import quantize_weight
 from edgeslim.session import open_runner
 from edgeslim.stages.quantize_int8 import QuantizeInt8

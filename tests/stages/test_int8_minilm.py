@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeslim.builtin import builtin_text
 from edgeslim.core import Context, Quiet
-from edgeslim.encoding import encode_examples, load_tokenizer
+from edgeslim.datasets.builtin import builtin_text
+from edgeslim.datasets.encoding import encode_examples, load_tokenizer
 from edgeslim.export import export_huggingface
-from edgeslim.graph import load_graph, save_graph
+from edgeslim.graphs.graph import load_graph, save_graph
 from edgeslim.session import open_runner
 from edgeslim.source import load_huggingface, resolve_source
 from edgeslim.stages.quantize_int8 import QuantizeInt8

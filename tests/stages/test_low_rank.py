@@ -11,7 +11,7 @@ from small_graphs import run_stage, stored, write_model
 
 from edgeslim.errors import BadInputError
 from edgeslim.fields import parse_fields
-from edgeslim.graph import save_graph
+from edgeslim.graphs.graph import save_graph
 from edgeslim.session import open_runner
 from edgeslim.stages.low_rank import LowRank
 from edgeslim.stages.quantize_int8 import QuantizeInt8

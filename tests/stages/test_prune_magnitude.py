@@ -16,11 +16,11 @@ from edgeslim.codec import Segment, encode_container
 from edgeslim.core import Quiet
 from edgeslim.errors import BadInputError
 from edgeslim.fields import parse_fields
-from edgeslim.graph import save_graph
-from edgeslim.masks import check_masks
+from edgeslim.graphs.graph import save_graph
 from edgeslim.stages.prune_magnitude import PruneMagnitude
 from edgeslim.stages.quantize_int8 import QuantizeInt8
-from edgeslim.torch_model import TorchModel
+from edgeslim.training.masks import check_masks
+from edgeslim.training.torch_model import TorchModel
 
 RANDOM = np.random.default_rng(0)
 FIRST = RANDOM.normal(size=(32, 64)).astype(np.float32)

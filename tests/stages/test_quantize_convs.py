@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeslim.core import Batch, Context, StepResult
-from edgeslim.graph import load_graph, save_graph
-from edgeslim.int8_convs import quantize_bias
+from edgeslim.graphs.graph import load_graph, save_graph
+from edgeslim.graphs.int8_convs import quantize_bias
 from edgeslim.numerics import Histogram, activation_affine, choose_range, quantization_error, quantize_weight
 from edgeslim.session import open_runner
 from edgeslim.stages.quantize_int8 import QuantizeInt8

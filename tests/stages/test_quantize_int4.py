@@ -11,13 +11,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeslim.block_forms import accuracy_level
-from edgeslim.blockwise import round_blocks
+from edgeslim.algorithms.blockwise import round_blocks
 from edgeslim.checks.operators import check_operators
 from edgeslim.core import Batch, Context, StepResult
 from edgeslim.errors import BadInputError
 from edgeslim.fields import parse_fields
-from edgeslim.graph import load_graph, save_graph, weight_spans
+from edgeslim.graphs.block_forms import accuracy_level
+from edgeslim.graphs.graph import load_graph, save_graph, weight_spans
 from edgeslim.session import open_runner
 from edgeslim.stages.quantize_int4 import QuantizeInt4
 from edgeslim.target import load_target

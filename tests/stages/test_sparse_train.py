@@ -14,12 +14,12 @@ from torch import nn
 
 from edgeslim.core import Batch, Context, TrainingData
 from edgeslim.errors import BadInputError
-from edgeslim.sparsity import Gates, ProximalL1, expected_open, gate_values, soft_threshold
 from edgeslim.stages.sparse_train import SparseTrain
 from edgeslim.target import load_target
 from edgeslim.task import Classification
-from edgeslim.torch_model import TorchModel
-from edgeslim.training import LoopOptions, train
+from edgeslim.training.loop import LoopOptions, train
+from edgeslim.training.sparsity import Gates, ProximalL1, expected_open, gate_values, soft_threshold
+from edgeslim.training.torch_model import TorchModel
 
 RNG = np.random.default_rng(12)
 

@@ -13,11 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeslim.core import Batch, Context, Quiet, StepResult
 from edgeslim.errors import BadInputError, BudgetError
 from edgeslim.fields import parse_fields
-from edgeslim.graph import load_graph, save_graph
+from edgeslim.graphs.graph import load_graph, save_graph
 from edgeslim.packaging.archive import deflated_bytes
+from edgeslim.quantizing.storage_grid import encode_weights, packed_size
 from edgeslim.session import open_runner
 from edgeslim.stages.quantize_int8 import QuantizeInt8
-from edgeslim.storage_grid import encode_weights, packed_size
 from edgeslim.target import load_target
 from edgeslim.task import FeatureExtraction
 

@@ -1,0 +1,1 @@
+"""Samples: read, encoded, split to calibrate and to evaluate, watched and recorded."""

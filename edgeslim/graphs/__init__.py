@@ -1,0 +1,1 @@
+"""Exported graphs: read, searched, rewritten."""
