@@ -111,7 +111,7 @@ def test_a_pruned_student_is_fine_tuned_and_quantized(
     assert accuracy is not None
     assert accuracy > 0.8
     assert not list((folder / "cache" / "v1" / "training").glob("*"))
-    again = build(folder, out="elsewhere")
+    again = build(folder, out=str(folder / "elsewhere"))
     assert all(step.cached for step in again.steps[:4])
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -13,14 +12,13 @@ import onnx_ir as ir
 from edgeslim.algorithms.smoothing import Activation, Smoothing, search_smoothing
 from edgeslim.core import Context, Runner
 from edgeslim.graphs.folding import Fold, plan_fold
-from edgeslim.graphs.graph import save_graph
 from edgeslim.graphs.int8_convs import Conv
 from edgeslim.graphs.int8_forms import Linear
 from edgeslim.numerics import Affine, Calibration, Histogram, activation_affine, choose_range
 from edgeslim.quantizing.observation import Observed, observe
-from edgeslim.session import OrtRunner, open_runner
+from edgeslim.quantizing.probe import open_probe
 
-__all__ = ["InputQuantizer", "fold_smoothing", "open_probe"]
+__all__ = ["InputQuantizer", "fold_smoothing"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,23 +100,6 @@ def fold_smoothing(linears: Sequence[Linear], sites: dict[str, Smoothing]) -> in
             sites[name] = replace(site, scale=None)
             folded += 1
     return folded
-
-
-def open_probe(model: ir.Model, sources: Sequence[ir.Value], folder: Path) -> OrtRunner:
-    """A session that gives ``sources`` (those that aren't inputs already) beside the model's outputs."""
-    kept = list(model.graph.outputs)
-    present = {value.name for value in (*kept, *model.graph.inputs)}
-    try:
-        for value in sources:
-            if value.name not in present:
-                present.add(value.name)
-                value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
-                model.graph.outputs.append(value)
-        path, _ = save_graph(model, folder)
-    finally:
-        while len(model.graph.outputs) > len(kept):
-            model.graph.outputs.pop()  # deleting a slice would leave its values marked as outputs
-    return open_runner(path)
 
 
 def _plan_fold(group: Sequence[Linear]) -> Fold | None:

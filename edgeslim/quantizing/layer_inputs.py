@@ -15,11 +15,10 @@ import onnx_ir as ir
 
 from edgeslim.core import Context
 from edgeslim.errors import BadInputError
-from edgeslim.graphs.graph import save_graph
 from edgeslim.graphs.graph_weights import Weight
-from edgeslim.session import OrtRunner, open_runner
+from edgeslim.quantizing.probe import open_probe
 
-__all__ = ["input_moments", "moment_key", "open_probe", "patches"]
+__all__ = ["input_moments", "moment_key", "patches"]
 
 Array = npt.NDArray[np.float64]
 
@@ -46,7 +45,7 @@ def input_moments(model: ir.Model, weights: Sequence[Weight], ctx: Context) -> d
     if not ctx.calibration:
         raise BadInputError("calibration", "no samples", expected="at least one sample", hint="--data FILE")
     sources = {source.name or "": source for weight in weights for source in weight.sources}
-    run = open_probe(model, list(sources.values()), ctx)
+    run = open_probe(model, list(sources.values()), ctx.work_dir / "probe")
     first = {moment_key(weight): weight for weight in weights}
     sums: dict[str, Array] = {}
     waiting: dict[str, list[npt.NDArray[np.float32]]] = {key: [] for key in first}
@@ -67,23 +66,6 @@ def input_moments(model: ir.Model, weights: Sequence[Weight], ctx: Context) -> d
     for key in first:
         _add(sums, waiting, key)
     return sums
-
-
-def open_probe(model: ir.Model, values: Sequence[ir.Value], ctx: Context) -> OrtRunner:
-    """A session that gives ``values`` (those that aren't inputs already) beside the model's outputs."""
-    kept = list(model.graph.outputs)
-    present = {value.name for value in (*kept, *model.graph.inputs)}
-    try:
-        for value in values:
-            if value.name not in present:
-                present.add(value.name)
-                value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
-                model.graph.outputs.append(value)
-        folder = ctx.work_dir / "probe"
-        path, _ = save_graph(model, folder)
-    finally:
-        del model.graph.outputs[len(kept) :]
-    return open_runner(path)
 
 
 def patches(

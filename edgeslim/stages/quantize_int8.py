@@ -56,9 +56,10 @@ from edgeslim.numerics import (
     quantization_error,
     quantize_weight,
 )
-from edgeslim.quantizing.int8_inputs import InputQuantizer, fold_smoothing, open_probe
+from edgeslim.quantizing.int8_inputs import InputQuantizer, fold_smoothing
 from edgeslim.quantizing.int8_sites import SiteFinder
 from edgeslim.quantizing.observation import Observed, add_hessians
+from edgeslim.quantizing.probe import open_probe
 from edgeslim.quantizing.storage_grid import StorageFit, StorageGoal, plain_bytes
 
 __all__ = ["QuantizeInt8"]
