@@ -153,27 +153,24 @@ static int prepare_rows(source *src, const esz_encode_options *o) {
     const size_t items = esz_items(src->size >> src->book.log2, &src->kind);
     const unsigned alphabet = src->kind.alphabet;
     uint32_t counts[512] = {0}, *sums;
+    esz_row_list list = {NULL, NULL, 0, 0};
     esz_codebook b[2];
     double bits, with_rows, scale;
-    size_t row, step, seen;
+    int status = 0;
     unsigned c;
     if (!(o->alphabets & ESZ_ALLOW_ROWS) || o->small) return 1;
     if (alphabet != ESZ_PLAIN && alphabet != ESZ_GAP && alphabet != ESZ_MASK8 && alphabet != ESZ_JOINT) return 1;
     src->rows.items = esz_row_items(&src->kind, o->row_nibbles, items, src->book.log2);
     if (src->rows.items == 0) return 1;
     src->rows.count = (items - 1) / src->rows.items + 1;
-    esz_sample(src->items, src->size >> src->book.log2, &src->kind, counts);
-    sums = (uint32_t *)calloc(ESZ_ROW_CLASSES, sizeof counts);
-    if (sums == NULL || !esz_find_rows(&src->rows, src->items, items, &src->kind, counts)) {
-        free(sums);
-        return 0;
-    }
-    step = esz_rows_step(&src->rows, &src->kind);
-    for (row = seen = 0; row < src->rows.count; row += step, seen++)
-        esz_count_row(src->items, items, &src->kind, &src->rows, row, sums + 512 * src->rows.number[row]);
-    scale = (double)src->rows.count / (double)seen;
-    memset(counts, 0, sizeof counts);
-    for (c = 0; c < 512 * ESZ_ROW_CLASSES; c++) counts[c % 512] += sums[c];
+    src->rows.number = (uint8_t *)calloc(src->rows.count, 1);
+    sums = (uint32_t *)malloc(2 * ESZ_ROW_CLASSES * sizeof counts);
+    if (sums == NULL || src->rows.number == NULL) goto done;
+    if (!esz_list_rows(&list, src->items, items, &src->kind, &src->rows)) goto done;
+    esz_count_listed(&list, &src->rows, sums); /* as one class */
+    memcpy(counts, sums, sizeof counts);
+    if (!esz_find_rows(&src->rows, &list, &src->kind, counts, sums)) goto done;
+    scale = (double)src->rows.count / (double)list.count;
     esz_set_codes(b, counts, &src->kind, 0);
     bits = scale * (double)esz_set_bits(b, counts) + 8.0 * (double)esz_set_write(NULL, b);
     with_rows = 2.0 * (double)src->rows.count;
@@ -184,11 +181,15 @@ static int prepare_rows(source *src, const esz_encode_options *o) {
     if (with_rows > (1 - (alphabet == ESZ_PLAIN ? ESZ_ROWS_SHARE : ESZ_SPARSE_ROWS_SHARE)) * bits) {
         src->rows.items = 0;
     } else {
-        esz_sort_rows(&src->rows, src->items, items, &src->kind, sums);
+        esz_sort_rows(&src->rows, &list, src->items, items, &src->kind, sums);
         src->classes = ESZ_ROW_CLASSES;
     }
+    status = 1;
+done:
+    free(list.token);
+    free(list.begin);
     free(sums);
-    return 1;
+    return status;
 }
 
 /* Chooses how to code the segment: alphabet, and with a codebook or without. Returns 2 if out of memory. */

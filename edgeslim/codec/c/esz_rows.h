@@ -51,16 +51,59 @@ static unsigned esz_cheapest_class(uint64_t paid) {
     return best;
 }
 
-static uint64_t esz_row_paid(const uint8_t *d, size_t items, const esz_kind *k, const esz_rows *rows, size_t row,
-                             const uint64_t *price) {
-    size_t from = row * rows->items, to = from + rows->items < items ? from + rows->items : items;
-    return esz_price(d, from, to, k, price);
+/* The tokens of every `step`th row, those of the i-th of them from token[begin[i]] on. They are found once: seeking
+ * classes looks at them a dozen times. */
+typedef struct {
+    uint16_t *token;
+    size_t *begin;
+    size_t step, count;
+} esz_row_list;
+
+/* Returns 0 if out of memory. */
+static int esz_list_rows(esz_row_list *l, const uint8_t *d, size_t items, const esz_kind *k, const esz_rows *rows) {
+    size_t i, at = 0;
+    l->step = esz_rows_step(rows, k);
+    l->count = (rows->count - 1) / l->step + 1;
+    l->token = (uint16_t *)malloc(l->count * (2 * rows->items + 2) * sizeof *l->token);
+    l->begin = (size_t *)malloc((l->count + 1) * sizeof *l->begin);
+    if (l->token == NULL || l->begin == NULL) return 0;
+    for (i = 0; i < l->count; i++) {
+        const size_t from = i * l->step * rows->items, to = from + rows->items < items ? from + rows->items : items;
+        l->begin[i] = at;
+        at = (size_t)(esz_list(d, from, to, k, l->token + at) - l->token);
+    }
+    l->begin[i] = at;
+    return 1;
 }
 
-static void esz_count_row(const uint8_t *d, size_t items, const esz_kind *k, const esz_rows *rows, size_t row,
-                          uint32_t *counts) {
-    size_t from = row * rows->items, to = from + rows->items < items ? from + rows->items : items;
-    esz_count(d, from, to, k, NULL, 0, counts);
+static uint64_t esz_listed_paid(const esz_row_list *l, size_t i, const uint64_t *price) {
+    const uint16_t *t = l->token + l->begin[i], *end = l->token + l->begin[i + 1];
+    uint64_t paid[4] = {0, 0, 0, 0};
+    for (; end - t >= 4; t += 4) {
+        paid[0] += price[t[0]];
+        paid[1] += price[t[1]];
+        paid[2] += price[t[2]];
+        paid[3] += price[t[3]];
+    }
+    for (; t < end; t++) paid[0] += price[*t];
+    return paid[0] + paid[1] + paid[2] + paid[3];
+}
+
+/* Counts the tokens of each class's listed rows into sums, 2 x 256 a class, which has as much room again behind it. */
+static void esz_count_listed(const esz_row_list *l, const esz_rows *rows, uint32_t *sums) {
+    const size_t each = 512 * ESZ_ROW_CLASSES;
+    size_t i;
+    memset(sums, 0, 2 * each * sizeof *sums);
+    for (i = 0; i < l->count; i++) {
+        const uint16_t *t = l->token + l->begin[i], *end = l->token + l->begin[i + 1];
+        uint32_t *even = sums + 512 * (size_t)rows->number[i * l->step], *odd = even + each;
+        for (; end - t >= 2; t += 2) { /* in two tables, so that equal neighbours do not wait for each other */
+            even[t[0]]++;
+            odd[t[1]]++;
+        }
+        if (t < end) even[*t]++;
+    }
+    for (i = 0; i < each; i++) sums[i] += sums[each + i];
 }
 
 static void esz_class_codes(esz_codebook (*books)[2], const uint32_t *counts, const esz_kind *k) {
@@ -69,61 +112,64 @@ static void esz_class_codes(esz_codebook (*books)[2], const uint32_t *counts, co
 }
 
 /* Sorts all rows into the classes of which `sums` are the symbols. */
-static void esz_sort_rows(esz_rows *rows, const uint8_t *d, size_t items, const esz_kind *k, const uint32_t *sums) {
+static void esz_sort_rows(esz_rows *rows, const esz_row_list *l, const uint8_t *d, size_t items, const esz_kind *k,
+                          const uint32_t *sums) {
     esz_codebook books[ESZ_ROW_CLASSES][2];
     uint64_t price[512];
     size_t row;
     esz_class_codes(books, sums, k);
     esz_row_prices(price, (const esz_codebook(*)[2])books, ESZ_ROW_CLASSES);
-    for (row = 0; row < rows->count; row++)
-        rows->number[row] = (uint8_t)esz_cheapest_class(esz_row_paid(d, items, k, rows, row, price));
+    for (row = 0; row < rows->count; row++) {
+        const size_t from = row * rows->items, to = from + rows->items < items ? from + rows->items : items;
+        const uint64_t paid = row % l->step == 0 ? esz_listed_paid(l, row / l->step, price) : esz_price(d, from, to, k, price);
+        rows->number[row] = (uint8_t)esz_cheapest_class(paid);
+    }
 }
 
-/* Fills rows->number, for rows of a sample, of the `items` items at `d`, of which `counts` (2 x 256) are the symbols. Returns 0 if out of
- * memory. */
-static int esz_find_rows(esz_rows *rows, const uint8_t *d, size_t items, const esz_kind *k, const uint32_t *counts) {
-    const size_t size = sizeof(uint32_t) * 512 * ESZ_ROW_CLASSES;
+/* Fills rows->number for the listed rows, and `sums` (2 x 256 a class, and as much again) with the symbols of each
+ * class; `counts` (2 x 256) are the symbols of all. Returns 0 if out of memory. */
+static int esz_find_rows(esz_rows *rows, const esz_row_list *l, const esz_kind *k, const uint32_t *counts,
+                         uint32_t *sums) {
     const unsigned steps = k->alphabet == ESZ_PLAIN ? ESZ_ROWS_STEPS : ESZ_SPARSE_ROWS_STEPS;
-    size_t step = esz_rows_step(rows, k), row, seen;
-    uint32_t *sums = (uint32_t *)malloc(size), *tally = (uint32_t *)calloc(65536, sizeof *tally);
-    uint16_t *cost = (uint16_t *)malloc((rows->count + 1) * sizeof *cost);
-    esz_codebook(*books)[2] = (esz_codebook(*)[2])malloc(ESZ_ROW_CLASSES * sizeof *books);
+    uint32_t *tally = (uint32_t *)calloc(65536, sizeof *tally);
+    uint16_t *cost = (uint16_t *)malloc(l->count * sizeof *cost);
+    esz_codebook books[ESZ_ROW_CLASSES][2];
+    unsigned border[ESZ_ROW_CLASSES], c, turn, moved = 1;
     uint64_t price[512];
-    unsigned c, turn;
-    rows->number = (uint8_t *)calloc(rows->count, 1);
-    if (sums != NULL && tally != NULL && cost != NULL && books != NULL && rows->number != NULL) {
-        unsigned border[ESZ_ROW_CLASSES];
-        esz_set_codes(books[0], counts, k, 0);
-        esz_row_prices(price, (const esz_codebook(*)[2])books, 1);
-        for (row = seen = 0; row < rows->count; row += step, seen++) {
-            cost[row] = (uint16_t)esz_row_paid(d, items, k, rows, row, price);
-            tally[cost[row]]++;
-        }
-        for (c = turn = 0, row = 0; c < 65536; c++) { /* the costs at which the quarters end */
-            row += tally[c];
-            while (turn < ESZ_ROW_CLASSES && row * ESZ_ROW_CLASSES >= seen * (turn + 1)) border[turn++] = c;
-        }
-        for (row = 0; row < rows->count; row += step)
-            while (rows->number[row] + 1u < ESZ_ROW_CLASSES && cost[row] > border[rows->number[row]])
-                rows->number[row]++;
-        for (turn = 0; turn < steps; turn++) {
-            memset(sums, 0, size);
-            for (row = 0; row < rows->count; row += step)
-                esz_count_row(d, items, k, rows, row, sums + 512 * rows->number[row]);
-            esz_class_codes(books, sums, k);
-            esz_row_prices(price, (const esz_codebook(*)[2])books, ESZ_ROW_CLASSES);
-            for (row = 0; row < rows->count; row += step)
-                rows->number[row] = (uint8_t)esz_cheapest_class(esz_row_paid(d, items, k, rows, row, price));
-        }
-    } else {
-        free(rows->number);
-        rows->number = NULL;
+    size_t i, seen;
+    if (tally == NULL || cost == NULL) {
+        free(tally);
+        free(cost);
+        return 0;
     }
-    free(sums);
+    esz_set_codes(books[0], counts, k, 0);
+    esz_row_prices(price, (const esz_codebook(*)[2])books, 1);
+    for (i = 0; i < l->count; i++) {
+        cost[i] = (uint16_t)esz_listed_paid(l, i, price);
+        tally[cost[i]]++;
+    }
+    for (c = turn = 0, seen = 0; c < 65536 && turn < ESZ_ROW_CLASSES; c++) { /* the costs at which the quarters end */
+        seen += tally[c];
+        while (turn < ESZ_ROW_CLASSES && seen * ESZ_ROW_CLASSES >= l->count * (turn + 1)) border[turn++] = c;
+    }
+    for (i = 0; i < l->count; i++) {
+        uint8_t *number = &rows->number[i * l->step];
+        while (*number + 1u < ESZ_ROW_CLASSES && cost[i] > border[*number]) ++*number;
+    }
+    for (turn = 0; turn < steps && moved; turn++) {
+        esz_count_listed(l, rows, sums);
+        esz_class_codes(books, sums, k);
+        esz_row_prices(price, (const esz_codebook(*)[2])books, ESZ_ROW_CLASSES);
+        for (i = moved = 0; i < l->count; i++) {
+            const uint8_t now = (uint8_t)esz_cheapest_class(esz_listed_paid(l, i, price));
+            moved |= now ^ rows->number[i * l->step];
+            rows->number[i * l->step] = now;
+        }
+    }
+    if (moved) esz_count_listed(l, rows, sums);
     free(tally);
     free(cost);
-    free(books);
-    return rows->number != NULL;
+    return 1;
 }
 
 /* The items of a row as they are coded, or 0: `row_nibbles` is the size of the tensor's rows. */

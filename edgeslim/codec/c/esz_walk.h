@@ -105,11 +105,13 @@ static inline unsigned esz_group_mask(const uint8_t *d, size_t i, size_t m, unsi
 #define ESZ_ALWAYS static inline
 #endif
 
-/* Where tokens go: they are counted (`counts`, 2 x 256 for each class), priced (`price`, 2 x 256), or written. */
+/* Where tokens go: they are counted (`counts`, 2 x 256 for each class), priced (`price`, 2 x 256), listed (`list`, as
+ * 256 table + symbol), or written. */
 typedef struct {
     uint32_t *counts;
     const uint64_t *price;
     uint64_t paid;
+    uint16_t *list;
     esz_writer *writer;
     const esz_codebook (*books)[2]; /* of each class; writing */
     const esz_rows *rows;           /* or null */
@@ -118,7 +120,7 @@ typedef struct {
     uint32_t *now;                  /* the counts of the row's class */
 } esz_sink;
 
-enum { ESZ_COUNT, ESZ_PRICE, ESZ_WRITE };
+enum { ESZ_COUNT, ESZ_PRICE, ESZ_LIST, ESZ_WRITE };
 
 /* Turns to the class of item `at` of the block. */
 ESZ_ALWAYS void esz_turn(esz_sink *k, size_t at) {
@@ -136,6 +138,8 @@ ESZ_ALWAYS void esz_token(esz_sink *k, const int mode, unsigned table, unsigned 
         esz_emit(k->writer, table ? k->writer->second : k->writer->first, symbol);
     else if (mode == ESZ_PRICE)
         k->paid += k->price[256 * table + symbol];
+    else if (mode == ESZ_LIST)
+        *k->list++ = (uint16_t)(256 * table + symbol);
     else
         k->now[256 * table + symbol]++;
 }
@@ -187,7 +191,7 @@ ESZ_ALWAYS void esz_walk_bytes(const uint8_t *d, size_t from, size_t to, size_t 
         else if (mode == ESZ_COUNT)
             esz_count_bytes(d + i, end - i, k->now);
         else
-            for (; i < end; i++) k->paid += k->price[d[i]];
+            for (; i < end; i++) esz_token(k, mode, 0, d[i]);
     }
 }
 
@@ -301,7 +305,7 @@ ESZ_ALWAYS void esz_walk(const uint8_t *d, size_t from, size_t to, size_t step, 
  * for each class of `rows` (or once, without rows). */
 static void esz_count(const uint8_t *d, size_t from, size_t to, const esz_kind *k, const esz_rows *rows, size_t start,
                       uint32_t *counts) {
-    esz_sink sink = {NULL, NULL, 0, NULL, NULL, NULL, 0, 0, NULL};
+    esz_sink sink = {NULL, NULL, 0, NULL, NULL, NULL, NULL, 0, 0, NULL};
     sink.counts = counts;
     sink.rows = rows;
     sink.start = start;
@@ -310,16 +314,24 @@ static void esz_count(const uint8_t *d, size_t from, size_t to, const esz_kind *
 
 /* What the symbols of items `from` to `to` cost, by the prices of each symbol. */
 static uint64_t esz_price(const uint8_t *d, size_t from, size_t to, const esz_kind *k, const uint64_t *price) {
-    esz_sink sink = {NULL, NULL, 0, NULL, NULL, NULL, 0, 0, NULL};
+    esz_sink sink = {NULL, NULL, 0, NULL, NULL, NULL, NULL, 0, 0, NULL};
     sink.price = price;
     esz_walk(d, from, to, 1, k, &sink, ESZ_PRICE);
     return sink.paid;
 }
 
+/* Lists the tokens of items `from` to `to` at `list`, which has room for 2 (to - from) + 2; returns where they end. */
+static uint16_t *esz_list(const uint8_t *d, size_t from, size_t to, const esz_kind *k, uint16_t *list) {
+    esz_sink sink = {NULL, NULL, 0, NULL, NULL, NULL, NULL, 0, 0, NULL};
+    sink.list = list;
+    esz_walk(d, from, to, 1, k, &sink, ESZ_LIST);
+    return sink.list;
+}
+
 /* Writes the codes of items `from` to `to` of a block (interleaved streams: every 8th). */
 static void esz_put(const uint8_t *d, size_t from, size_t to, size_t step, const esz_kind *k, const esz_rows *rows,
                     size_t start, const esz_codebook (*books)[2], esz_writer *writer) {
-    esz_sink sink = {NULL, NULL, 0, NULL, NULL, NULL, 0, 0, NULL};
+    esz_sink sink = {NULL, NULL, 0, NULL, NULL, NULL, NULL, 0, 0, NULL};
     esz_writer w = *writer;
     sink.writer = &w;
     sink.books = books;
