@@ -8,8 +8,11 @@
 #include "esz_encode.h"
 #include "esz_walk.h"
 
-/* Below this share of fill values GAP and MASK8 cannot win and are not tried. */
+/* Below this share of fill values MASK8 cannot win and is not tried. */
 #define ESZ_SPARSE_SHARE 0.25
+
+/* Nor GAP and JOINT below this: the fill value's code of one bit fits well enough. */
+#define ESZ_GAP_SHARE 0.6
 
 /* Nibbles are not tried as elements if their entropy is this far above the bytes'. Masks find what entropy does not
  * see, such as 2:4 sparsity, but no more than that. */
@@ -31,7 +34,7 @@
 #define ESZ_PLANES_GAIN 0.99
 
 #define ESZ_STRETCH 4096u
-#define ESZ_SHORT_STRETCH 2048u /* of segments below 1 MiB */
+#define ESZ_SHORT_STRETCH 1536u /* of segments below 1 MiB */
 #define ESZ_STRETCHES 16u
 
 /* What a table set is made of. */
@@ -74,12 +77,17 @@ static size_t esz_set_write(uint8_t *p, const esz_codebook b[2]) {
     return b[1].symbols ? one + esz_table_write(p ? p + one : NULL, &b[1]) : one;
 }
 
-/* log2(x) for x >= 1, to about 0.001. */
+/* log2(x) for 1 <= x < 2^32, to about 0.001. */
 static double esz_log2(double x) {
+    uint64_t n = (uint64_t)x;
     double whole = 0, y;
-    for (; x >= 65536; x /= 65536) whole += 16;
-    for (; x >= 16; x /= 16) whole += 4;
-    for (; x >= 2; x /= 2) whole += 1;
+#if defined(__GNUC__)
+    whole = 63 - __builtin_clzll(n);
+    x /= (double)((uint64_t)1 << (63 - __builtin_clzll(n)));
+#else
+    for (; n >= 65536; n >>= 16, x /= 65536) whole += 16;
+    for (; n >= 2; n >>= 1, x /= 2) whole += 1;
+#endif
     y = (x - 1) / (x + 1); /* log2(x) = 2 / ln 2 (y + y^3 / 3 + y^5 / 5 + ...) */
     return whole + 2.8853901 * y * (1 + y * y * (0.3333333 + y * y * (0.2 + y * y * 0.1428571)));
 }
@@ -155,12 +163,71 @@ static void esz_weigh(esz_choice *best, const esz_kind *k, const uint32_t *count
     best->kind = *k;
 }
 
-/* GAP and MASK8 over elements of one size; `seen` counts the elements. */
-static void esz_weigh_sparse(esz_choice *best, const uint8_t *d, size_t n, unsigned nibble, const uint32_t *seen,
+/* A sample's gaps and values, as GAP's tokens with a cap of 255: one list for each stretch. JOINT's tokens of all sizes
+ * follow from them. */
+typedef struct {
+    uint16_t *token;
+    size_t end[ESZ_STRETCHES];
+    unsigned stretches;
+} esz_gap_list;
+
+/* Lists what esz_sample counts. Returns 0 if out of memory. */
+static int esz_list_sample(esz_gap_list *l, const uint8_t *d, size_t n, const esz_kind *k) {
+    const size_t per_byte = k->nibble ? 2 : 1, stretch = n < 1u << 20 ? ESZ_SHORT_STRETCH : ESZ_STRETCH;
+    const int whole = n <= stretch * ESZ_STRETCHES;
+    const size_t each = (whole ? n : stretch) * per_byte;
+    uint16_t *to;
+    unsigned s;
+    l->stretches = whole ? 1 : ESZ_STRETCHES;
+    to = l->token = (uint16_t *)malloc(l->stretches * (2 * each + 2) * sizeof *to);
+    if (to == NULL) return 0;
+    for (s = 0; s < l->stretches; s++) {
+        size_t at = whole ? 0 : (size_t)((uint64_t)(n - stretch) * s / (ESZ_STRETCHES - 1)) & ~(size_t)63;
+        to = esz_list(d + at, 0, each, k, to);
+        l->end[s] = (size_t)(to - l->token);
+    }
+    return 1;
+}
+
+static void esz_count_runs(uint32_t *runs, size_t *gap, unsigned cap) {
+    while (*gap >= cap) {
+        const size_t run = *gap / cap < ESZ_JOINT_RUNS ? *gap / cap : ESZ_JOINT_RUNS;
+        runs[run - 1]++;
+        *gap -= run * cap;
+    }
+}
+
+/* Counts the sample as JOINT's tokens. */
+static void esz_count_joint(const esz_gap_list *l, const esz_kind *k, uint32_t *counts) {
+    uint32_t *runs = counts + k->cap * k->top;
+    size_t i = 0, gap;
+    unsigned s;
+    memset(counts, 0, 512 * sizeof *counts);
+    for (s = 0; s < l->stretches; s++) {
+        for (gap = 0; i < l->end[s]; i++) {
+            const unsigned value = l->token[i] & 255u;
+            if (l->token[i] < 256) {
+                gap += value;
+                continue;
+            }
+            esz_count_runs(runs, &gap, k->cap);
+            counts[gap * k->top + value - (value > k->fill)]++;
+            gap = 0;
+        }
+        gap += k->cap - 1; /* the last run may reach past the end */
+        esz_count_runs(runs, &gap, k->cap);
+    }
+}
+
+/* JOINT, GAP and MASK8 over elements of one size; `seen` counts the elements. Returns 0 if out of memory. */
+static int esz_weigh_sparse(esz_choice *best, const uint8_t *d, size_t n, unsigned nibble, const uint32_t *seen,
                              const esz_encode_options *o, double scale) {
     static const unsigned caps[4] = {31, 63, 127, 255};
     uint32_t counts[512], recapped[512];
+    esz_gap_list list = {NULL, {0}, 0};
+    int gaps;
     double total = 0, least = 0;
+    size_t at;
     unsigned i, cap = 31;
     esz_kind k = {ESZ_GAP, 0, 255, 0, 256, 0, 0};
     k.nibble = nibble;
@@ -168,21 +235,24 @@ static void esz_weigh_sparse(esz_choice *best, const uint8_t *d, size_t n, unsig
         total += seen[i];
         if (seen[i] > seen[k.fill]) k.fill = i;
     }
-    if (seen[k.fill] < ESZ_SPARSE_SHARE * total) return;
-    if (o->alphabets >> ESZ_JOINT & 1) {
+    if (seen[k.fill] < ESZ_SPARSE_SHARE * total) return 1;
+    gaps = seen[k.fill] >= ESZ_GAP_SHARE * total;
+    if (gaps && !esz_list_sample(&list, d, n, &k)) return 0;
+    if (gaps && (o->alphabets >> ESZ_JOINT & 1)) {
         k.alphabet = ESZ_JOINT;
         k.top = nibble ? 15 : esz_largest(d, n);
         for (k.cap = 16; k.cap > 1 && k.top >= k.fill && k.top > 0; k.cap /= 2) {
             if (k.cap * k.top + ESZ_JOINT_RUNS > 256) continue;
-            esz_sample(d, n, &k, counts);
+            esz_count_joint(&list, &k, counts);
             esz_weigh(best, &k, counts, scale, o->small != 0);
         }
         k.alphabet = ESZ_GAP;
         k.top = 0;
         k.cap = 255;
     }
-    if (o->alphabets >> ESZ_GAP & 1) {
-        esz_sample(d, n, &k, counts);
+    if (gaps && (o->alphabets >> ESZ_GAP & 1)) {
+        memset(counts, 0, sizeof counts);
+        for (at = 0; at < list.end[list.stretches - 1]; at++) counts[list.token[at]]++;
         memcpy(recapped + 256, counts + 256, 256 * sizeof *counts);
         for (i = 0; i < (o->small ? 1u : 4u); i++) {
             esz_codebook b;
@@ -204,9 +274,11 @@ static void esz_weigh_sparse(esz_choice *best, const uint8_t *d, size_t n, unsig
         esz_sample(d, n, &k, counts);
         esz_weigh(best, &k, counts, scale, o->small != 0);
     }
+    free(list.token);
+    return 1;
 }
 
-/* Sets *best to the cheapest allowed kind and returns its size in bits. Every allowed alphabet is weighed against
+/* Sets *best to the cheapest allowed kind and returns its size in bits, or -1 if out of memory. Every allowed alphabet is weighed against
  * storing the bytes. `indices`: the bytes stand for values, so nibbles of them are not tried. */
 static double esz_choose(esz_kind *best, const uint8_t *d, size_t n, const esz_encode_options *o, int indices) {
     uint32_t bytes[512], nibbles[512] = {0};
@@ -223,10 +295,11 @@ static double esz_choose(esz_kind *best, const uint8_t *d, size_t n, const esz_e
     if (o->alphabets >> ESZ_PLAIN & 1) esz_weigh(&choice, &k, bytes, scale, o->small != 0);
     k.alphabet = ESZ_PAIR;
     if ((o->alphabets >> ESZ_PAIR & 1) && !indices) esz_weigh(&choice, &k, nibbles, scale, o->small != 0);
-    esz_weigh_sparse(&choice, d, n, 0, bytes, o, scale);
+    if (!esz_weigh_sparse(&choice, d, n, 0, bytes, o, scale)) return -1;
     if (!indices &&
-        (esz_entropy(nibbles, 16) * scale <= ESZ_NIBBLE_MARGIN * choice.bits || choice.kind.alphabet == ESZ_RAW))
-        esz_weigh_sparse(&choice, d, n, 1, nibbles, o, scale);
+        (esz_entropy(nibbles, 16) * scale <= ESZ_NIBBLE_MARGIN * choice.bits || choice.kind.alphabet == ESZ_RAW) &&
+        !esz_weigh_sparse(&choice, d, n, 1, nibbles, o, scale))
+        return -1;
     *best = choice.kind;
     return choice.bits;
 }

@@ -201,6 +201,7 @@ static int prepare(source *src, const uint8_t *d, size_t n, const esz_encode_opt
     src->size = n;
     src->classes = 1;
     bits = esz_choose(&src->kind, d, n, o, 0);
+    if (bits < 0) return 2;
     for (log2 = 1; log2 <= 3; log2++) {
         esz_book book;
         esz_kind kind;
@@ -224,7 +225,12 @@ static int prepare(source *src, const uint8_t *d, size_t n, const esz_encode_opt
         found = esz_book_try(&book, d, n, log2);
         if (found == 2) return 2;
         if (found == 0) continue;
-        book_bits = esz_choose(&kind, book.index, n >> log2, o, 1) + 8.0 * (double)esz_book_write(NULL, &book);
+        book_bits = esz_choose(&kind, book.index, n >> log2, o, 1);
+        if (book_bits < 0) {
+            free(book.index);
+            return 2;
+        }
+        book_bits += 8.0 * (double)esz_book_write(NULL, &book);
         /* One value: a value table of one symbol would have no room for the symbol that no stream uses. */
         if (kind.alphabet == ESZ_RAW || book_bits >= bits || (book.count == 1 && kind.alphabet != ESZ_PLAIN)) {
             free(book.index);

@@ -16,15 +16,16 @@
 #define ESZ_ROWS_SHARE 0.005
 #define ESZ_SPARSE_ROWS_SHARE 0.01
 
-/* Rows looked at while classes are sought, and Lloyd's steps. Small codes need the better classes. */
-#define ESZ_ROWS_SAMPLE 256u
-#define ESZ_ROWS_STEPS 3u
+/* Rows looked at while classes are sought, and Lloyd's steps. Few tokens need the better classes. */
+#define ESZ_ROWS_SAMPLE 128u
+#define ESZ_ROWS_STEPS 2u
 #define ESZ_SPARSE_ROWS_SAMPLE 1024u
-#define ESZ_SPARSE_ROWS_STEPS 6u
+#define ESZ_SPARSE_ROWS_STEPS 4u
 
 static size_t esz_rows_step(const esz_rows *rows, const esz_kind *k) {
-    return rows->count / (k->alphabet == ESZ_PLAIN ? ESZ_ROWS_SAMPLE : ESZ_SPARSE_ROWS_SAMPLE) + 1;
+    return rows->count / (k->alphabet == ESZ_PLAIN || k->alphabet == ESZ_MASK8 ? ESZ_ROWS_SAMPLE : ESZ_SPARSE_ROWS_SAMPLE) + 1;
 }
+
 #define ESZ_LEAST_ROW 64u
 
 /* A row's bits under each class are summed up in 16 bits: 2,500 items of two codes, of 13 bits at most, fit. */
@@ -42,6 +43,25 @@ static void esz_row_prices(uint64_t *price, const esz_codebook (*books)[2], unsi
                 if (books[c][t].length[i] == 0) bits = ESZ_MAX_CODE_BITS + 2;
                 price[256 * t + i] |= (uint64_t)bits << (16 * c);
             }
+}
+
+/* The same for classes of which `sums` are the symbols, in `unit`ths of a bit, by what each symbol's share is worth. */
+static void esz_share_prices(uint64_t *price, const uint32_t *sums, unsigned classes, unsigned unit) {
+    unsigned c, t, i;
+    memset(price, 0, 512 * sizeof *price);
+    for (c = 0; c < classes; c++)
+        for (t = 0; t < 2; t++) {
+            const uint32_t *n = sums + 512 * c + 256 * t;
+            uint64_t total = 0;
+            double all;
+            for (i = 0; i < 256; i++) total += n[i];
+            all = total ? esz_log2((double)total) : 0;
+            for (i = 0; i < 256; i++) {
+                double bits = n[i] ? all - esz_log2(n[i]) : ESZ_MAX_CODE_BITS + 2;
+                if (n[i] && bits > ESZ_MAX_CODE_BITS) bits = ESZ_MAX_CODE_BITS;
+                price[256 * t + i] |= (uint64_t)(bits * unit + 0.5) << (16 * c);
+            }
+        }
 }
 
 static unsigned esz_cheapest_class(uint64_t paid) {
@@ -130,20 +150,23 @@ static void esz_sort_rows(esz_rows *rows, const esz_row_list *l, const uint8_t *
  * class; `counts` (2 x 256) are the symbols of all. Returns 0 if out of memory. */
 static int esz_find_rows(esz_rows *rows, const esz_row_list *l, const esz_kind *k, const uint32_t *counts,
                          uint32_t *sums) {
-    const unsigned steps = k->alphabet == ESZ_PLAIN ? ESZ_ROWS_STEPS : ESZ_SPARSE_ROWS_STEPS;
+    const unsigned steps = k->alphabet == ESZ_PLAIN || k->alphabet == ESZ_MASK8 ? ESZ_ROWS_STEPS : ESZ_SPARSE_ROWS_STEPS;
     uint32_t *tally = (uint32_t *)calloc(65536, sizeof *tally);
     uint16_t *cost = (uint16_t *)malloc(l->count * sizeof *cost);
-    esz_codebook books[ESZ_ROW_CLASSES][2];
-    unsigned border[ESZ_ROW_CLASSES], c, turn, moved = 1;
+    unsigned border[ESZ_ROW_CLASSES], c, turn, moved = 1, unit;
     uint64_t price[512];
-    size_t i, seen;
+    size_t i, seen, most = 1;
     if (tally == NULL || cost == NULL) {
         free(tally);
         free(cost);
         return 0;
     }
-    esz_set_codes(books[0], counts, k, 0);
-    esz_row_prices(price, (const esz_codebook(*)[2])books, 1);
+    for (i = 0; i < l->count; i++)
+        if (l->begin[i + 1] - l->begin[i] > most) most = l->begin[i + 1] - l->begin[i];
+    unit = (unsigned)(65535 / ((ESZ_MAX_CODE_BITS + 2) * most));
+    if (unit == 0) unit = 1;
+    if (unit > 64) unit = 64;
+    esz_share_prices(price, counts, 1, unit);
     for (i = 0; i < l->count; i++) {
         cost[i] = (uint16_t)esz_listed_paid(l, i, price);
         tally[cost[i]]++;
@@ -158,8 +181,7 @@ static int esz_find_rows(esz_rows *rows, const esz_row_list *l, const esz_kind *
     }
     for (turn = 0; turn < steps && moved; turn++) {
         esz_count_listed(l, rows, sums);
-        esz_class_codes(books, sums, k);
-        esz_row_prices(price, (const esz_codebook(*)[2])books, ESZ_ROW_CLASSES);
+        esz_share_prices(price, sums, ESZ_ROW_CLASSES, unit);
         for (i = moved = 0; i < l->count; i++) {
             const uint8_t now = (uint8_t)esz_cheapest_class(esz_listed_paid(l, i, price));
             moved |= now ^ rows->number[i * l->step];
