@@ -38,7 +38,7 @@ from edgeslim.packaging.bundle import Bundle, file_entry, tokenizer_extras, writ
 from edgeslim.packaging.tarball import write_tarball
 from edgeslim.pooling import pooling_from_folder
 from edgeslim.project import Plan
-from edgeslim.reference import class_labels, export_reference
+from edgeslim.reference import class_labels, export_reference, folder_bytes
 from edgeslim.session import open_runner, runtime_version
 from edgeslim.source import Source, resolve_source
 from edgeslim.stage_cost import pack_weights
@@ -51,6 +51,8 @@ from edgeslim.workspace import publish, scratch_folder
 __all__ = ["check_cost", "run_build", "timed_feed"]
 
 LATENCY_LENGTH = 128
+SHRINKING_SHARE = 0.3
+"""Of the float graph's size: int8 weights with their scales and the rest in float take less."""
 REPORT_NAME = "report.json"
 PAGE_NAME = "report.html"
 PACKED_NAME = "weights.esz"
@@ -101,10 +103,8 @@ def run_build(
         extras = _extras(source, recording if recorded else None)
         if plan.budget.max_size_bytes is not None:
             other = _other_bytes(source, task, reference, extras, samples, plan, work)
-            if (
-                plan.budget.max_size_bytes > other
-            ):  # else no model is small enough, and the check of the package says so
-                context = replace(context, goal_bytes=plan.budget.max_size_bytes - other)
+            goal = _goal(plan.budget.max_size_bytes - other, folder_bytes(reference))
+            context = replace(context, goal_bytes=goal)
         compressed = run_stages(exported, plan, context, steps, cache)
         encoded = _encode(compressed, steps)
         packed = _package(source, task, compressed, encoded, extras, samples, plan, steps)
@@ -280,6 +280,18 @@ def check_cost(
     )
     feed = timed_feed(artifact.model, evaluation, max_length)
     yield from check_latency(artifact, feed, target, budget, progress=progress)
+
+
+def _goal(room: int, float_bytes: int) -> int | None:
+    """What stages that can shrink have to keep to, where a package leaves ``room`` for graph and coded weights.
+
+    None where every int8 model fits, and where there is no room at all, which the check of the package says. Rounded
+    down by a third of a percent, so that a longer name doesn't quantize anew.
+    """
+    if not 0 < room < SHRINKING_SHARE * float_bytes:
+        return None
+    step = 1 << max(0, room.bit_length() - 9)
+    return room - room % step
 
 
 def timed_feed(model: Path, evaluation: Sequence[Batch], max_length: int) -> Feed:

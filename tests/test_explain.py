@@ -65,7 +65,7 @@ def test_as_json(project: Path) -> None:
     plain = json.loads(explain_plan(Overrides(), as_json=True))
     assert plain["source"] == {"kind": "onnx", "model": "mlp.onnx", "name": "mlp"}
     assert plain["steps"] == ["export", "quantize_int8", "encode", "package", "checks"]
-    assert plain["recipe"] == [{"use": "quantize_int8"}]
+    assert plain["recipe"] == [{"use": "quantize_int8", "activation": "auto"}]
     assert plain["budget"] == {"max_drop": 0.01, "max_size_bytes": 1_000_000}
     inputs = {Path(path).name for path in plain["inputs"]}
     assert inputs == {"android-arm64.toml", "data.npz", "edgeslim.toml", "mlp.onnx"}

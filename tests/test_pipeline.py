@@ -200,6 +200,7 @@ def test_the_package_holds_what_its_manifest_says(any_build: Built) -> None:
         "providers": ["CPUExecutionProvider"],
         "threads": 1,
         "opset_max": 21,
+        "loading": "file",
     }
     assert manifest["machine"] == {"isa": "arm64-v8a", "features": ["neon", "dotprod"]}
     assert manifest["recipe"] == [{"use": "quantize_int8"}]

@@ -20,7 +20,7 @@ import json, sys
 from pathlib import Path
 import numpy as np, torch
 sys.path.insert(0, str(Path(sys.argv[1])))
-import test_training as shared
+import test_loop as shared
 torch.manual_seed(0)
 torch.set_num_threads(1)
 net = shared.TorchModel(module=shared.Net())
@@ -64,9 +64,9 @@ def run(folder: Path, *command: str) -> str:
 @pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
     (tmp_path / "curve.py").write_text(CURVE, encoding="utf-8")
-    run(tmp_path, "curve.py", str(Path(__file__).parent))
+    run(tmp_path, "curve.py", str(Path(__file__).parent / "training"))
     one = json.loads((tmp_path / "rank0.json").read_text(encoding="utf-8"))
-    run(tmp_path, *LAUNCH, "curve.py", str(Path(__file__).parent))
+    run(tmp_path, *LAUNCH, "curve.py", str(Path(__file__).parent / "training"))
     both = [json.loads((tmp_path / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
     assert both[0] == both[1]
     assert both[0][0] == pytest.approx(one[0], abs=1e-4)

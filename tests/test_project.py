@@ -130,7 +130,7 @@ def test_the_profile_gives_what_nobody_said(folder: Path) -> None:
     write(folder, 'model = "m"\ntarget = "android-arm64"\n')
     plan = plan_build(Overrides(), folder)
     assert plan.budget == plan.target.budget
-    assert [named.stage for named in plan.recipe.graph] == [QuantizeInt8()]
+    assert [named.stage for named in plan.recipe.graph] == [QuantizeInt8(activation="auto")]
     assert plan.out == folder / "out" / "android-arm64"
 
 

@@ -225,7 +225,7 @@ def test_a_disk_without_room(built: tuple[Builder, tuple[str, str], float], limi
     ended = builder.run(1, cache=True, limit=limit)
     assert ended["code"] == 3, ended
     assert ended["log"].startswith("error: ")
-    assert "File too large" in ended["log"]
+    assert "File too large" in ended["log"] or "requested and" in ended["log"]  # NumPy counts elements
     assert "expected: room and rights to write there" in ended["log"]
     assert {path: path.stat().st_mtime_ns for path in (builder.folder / "out").rglob("*")} == before
     assert builder.package() == hashes[0]

@@ -174,7 +174,7 @@ class QuantizeInt8:
             write_conv(writer, conv, source, output, per_channel=self.per_channel)
         guard_float(model.graph)
         for table in tables:
-            writer.write_table(table, quantize_weight(table.weight, axis=0, scale=self._scale(table, table.weight)))
+            writer.write_table(table, quantize_weight(table.weight, axis=0))
         gelus = 0
         if linears and writer.integer:
             model.graph.opset_imports.setdefault(MICROSOFT, 1)
@@ -271,17 +271,11 @@ class QuantizeInt8:
         fit.measure(model, linears, tables, skipped)
         return fit
 
-    def _scale(self, _item: Linear | Table, _weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
-        """The step of each output channel or row of a weight (smoothed, if it is); None: what just clips nothing."""
-        return None
-
     def _round(self, linear: Linear, site: Smoothing, factor: npt.NDArray[np.float64] | None) -> QuantizedWeight:
         """The int8 weight of ``linear``: its scale, then its rounding."""
         moved = _smoothed(linear, site)
         axis = 1 if self.per_channel else None
-        weight = quantize_weight(
-            moved, axis=axis, symmetric=self.weight == "symmetric", scale=self._scale(linear, moved)
-        )
+        weight = quantize_weight(moved, axis=axis, symmetric=self.weight == "symmetric")
         if factor is None:
             return weight
         return replace(weight, values=round_gptq(moved, factor, np.broadcast_to(weight.scale, moved.shape[1:])))

@@ -57,7 +57,7 @@ def test_one_sources_halves_are_alike_and_another_source_is_not() -> None:
 
 
 def read_lines(name: str) -> list[str]:
-    content = (Path(__file__).parent.parent / name).read_text(encoding="utf-8")
+    content = (Path(__file__).parents[2] / name).read_text(encoding="utf-8")
     return [line for line in content.splitlines() if len(line.split()) > 12]
 
 
