@@ -38,7 +38,8 @@ from edgeslim.packaging.bundle import Bundle, file_entry, tokenizer_extras, writ
 from edgeslim.packaging.tarball import write_tarball
 from edgeslim.pooling import pooling_from_folder
 from edgeslim.project import Plan
-from edgeslim.reference import class_labels, export_reference, folder_bytes
+from edgeslim.reference import class_labels, export_reference
+from  import folder_bytes
 from edgeslim.session import open_runner, runtime_version
 from edgeslim.source import Source, resolve_source
 from edgeslim.stage_cost import pack_weights
