@@ -38,8 +38,7 @@ from edgeslim.packaging.bundle import Bundle, file_entry, tokenizer_extras, writ
 from edgeslim.packaging.tarball import write_tarball
 from edgeslim.pooling import pooling_from_folder
 from edgeslim.project import Plan
-from edgeslim.reference import class_labels, export_reference
-from  import folder_bytes
+from edgeslim.reference import class_labels, export_reference, graph_bytes
 from edgeslim.session import open_runner, runtime_version
 from edgeslim.source import Source, resolve_source
 from edgeslim.stage_cost import pack_weights
@@ -104,7 +103,7 @@ def run_build(
         extras = _extras(source, recording if recorded else None)
         if plan.budget.max_size_bytes is not None:
             other = _other_bytes(source, task, reference, extras, samples, plan, work)
-            goal = _goal(plan.budget.max_size_bytes - other, folder_bytes(reference))
+            goal = _goal(plan.budget.max_size_bytes - other, graph_bytes(reference))
             context = replace(context, goal_bytes=goal)
         compressed = run_stages(exported, plan, context, steps, cache)
         encoded = _encode(compressed, steps)
