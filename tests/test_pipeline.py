@@ -203,7 +203,7 @@ def test_the_package_holds_what_its_manifest_says(any_build: Built) -> None:
         "loading": "file",
     }
     assert manifest["machine"] == {"isa": "arm64-v8a", "features": ["neon", "dotprod"]}
-    assert manifest["recipe"] == [{"use": "quantize_int8"}]
+    assert manifest["recipe"] == [{"use": "quantize_int8", "activation": "auto"}]
 
 
 def test_the_package_runs_from_what_it_holds(any_build: Built, tmp_path: Path) -> None:
