@@ -134,7 +134,7 @@ def test_project_files_name_what_prepare_writes(sample: ModuleType, folder: str)
         place, _, name = project["data"][key].partition("/")
         assert place == "data"
         assert name in sample.FILES_SHA256
-    assert project["budget"] == {"max_drop": 0.01, "max_size": "22MB"}
+    assert project["budget"] == {"max_drop": 0.01, "max_size": "21.5MB"}
 
 
 def test_the_models_package_is_the_samples_extra() -> None:
