@@ -277,6 +277,7 @@ def check_cost(
         download_bytes=apk_download_bytes(artifact.package) if aar else package,
         installed_bytes=package + artifact.weights.stat().st_size + artifact.model.stat().st_size,
         memory_bytes=target.machine.memory_bytes,
+        flash_bytes=target.machine.flash_bytes,
     )
     feed = timed_feed(artifact.model, evaluation, max_length)
     yield from check_latency(artifact, feed, target, budget, progress=progress)

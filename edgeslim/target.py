@@ -38,12 +38,16 @@ LOADINGS: tuple[Loading, ...] = ("file", "tensors", "memory", "lowest")
 
 @dataclass(frozen=True, kw_only=True)
 class MachineProfile:
-    """The hardware: instruction set, features that change which kernels run, cores, memory in bytes."""
+    """The hardware: instruction set, features that change which kernels run, cores, memory in bytes.
+
+    ``flash_bytes`` is the storage that a device has for a model: package and decoded weights together have to fit.
+    """
 
     isa: str
     features: tuple[str, ...] = ()
     cores: int = 1
     memory_bytes: int | None = None
+    flash_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,13 +36,19 @@ _PACKED_INPUTS = {"MatMulNBits": (1, 4), "GatherBlockQuantized": (0, 4)}
 
 
 def check_size(
-    artifact: Artifact, budget: Budget, *, download_bytes: int, installed_bytes: int, memory_bytes: int | None = None
+    artifact: Artifact,
+    budget: Budget,
+    *,
+    download_bytes: int,
+    installed_bytes: int,
+    memory_bytes: int | None = None,
+    flash_bytes: int | None = None,
 ) -> Iterator[Finding]:
     """Findings on bytes. ``package_bytes`` is limited by ``budget.max_size_bytes``.
 
     ``download_bytes`` is the package as it is sent (an APK compresses it), ``installed_bytes`` what it takes on the
     device once the weights are decoded. ``memory_bytes``, the device's whole memory, is the limit of what must be in
-    it at the least: graph and weights.
+    it at the least: graph and weights. ``flash_bytes``, its storage for a model, is the limit of ``installed_bytes``.
 
     Raises:
         BadInputError: the artifact's model can't be read.
@@ -52,7 +58,7 @@ def check_size(
     sizes = (
         ("package_bytes", package, budget.max_size_bytes, artifact.package.name, ""),
         ("download_bytes", download_bytes, None, artifact.package.name, "as sent, compressed"),
-        ("installed_bytes", installed_bytes, None, "device", "package, and weights decoded once; computed"),
+        ("installed_bytes", installed_bytes, flash_bytes, "device", "package, and weights decoded once; computed"),
         ("weights_bytes", artifact.weights.stat().st_size, None, artifact.weights.name, ""),
         ("packed_bytes", packed, None, artifact.packed.name, ""),
     )

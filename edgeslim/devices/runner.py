@@ -17,13 +17,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from edgeslim.cache import hash_file, hash_parts
 from edgeslim.core import Feed
 from edgeslim.devices.device import Device, Isa, Libc
 from edgeslim.devices.feed_file import read_feeds, write_feeds
 from edgeslim.devices.instructions import Instructions, OperatorShare, count_instructions, count_operators
 from edgeslim.devices.local import MARKS_NAME, PLUGIN_NAME
-from edgeslim.devices.runtimes import runtime_headers, runtime_library
+from edgeslim.devices.runtimes import runtime_headers, runtime_library, runtime_root
 from edgeslim.errors import CheckError, DeviceError, EdgeslimError, MissingToolError
+from edgeslim.replacing import replaced_when_whole
 
 __all__ = ["DeviceRun", "build_plugin", "build_runner", "device_facts", "run_on_device"]
 
@@ -31,6 +33,8 @@ SOURCES = Path(__file__).parent / "c"
 CODEC = Path(__file__).parent.parent / "codec" / "c"
 LOADER = Path(__file__).parent.parent / "runtime" / "c"
 COMPILE_S = 120
+_FLAGS = ("-O3", "-std=gnu99", "-DEDGESLIM_WITH_ESZ")
+_ISA_FLAGS: Mapping[Isa, tuple[str, ...]] = {"armhf": ("-march=armv7-a", "-mfpu=neon-vfpv4")}
 PROFILE = "profile"
 RUNNER_NAME, LIBRARY_NAME = "edgeslim-runner", "libonnxruntime.so"
 _COMPILERS: Mapping[tuple[Isa, Libc], tuple[str, str]] = {
@@ -65,26 +69,24 @@ class DeviceRun:
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
-def build_runner(isa: Isa, libc: Libc, folder: Path) -> Path:
-    """Compiles the runner into ``folder``.
+def build_runner(isa: Isa, libc: Libc) -> Path:
+    """The runner for a device, compiled once for the same sources and compiler and kept beside the runtimes.
 
     Raises:
         MissingToolError: no compiler for the device, or no headers.
         CheckError: it doesn't compile.
     """
-    compiler = _compiler(isa, libc)
-    out = folder / RUNNER_NAME
-    words = [
-        compiler,
-        "-O2",
-        "-std=gnu99",
-        "-DEDGESLIM_WITH_ESZ",
-        f"-I{runtime_headers()}",
-        f"-I{CODEC}",
-        f"-I{LOADER}",
-    ]
-    words += ["-o", str(out), str(SOURCES / "runner.c"), str(LOADER / "esz_load.c"), str(CODEC / "esz.c")]
-    _compile([*words, "-rdynamic", "-ldl"], "the runner")
+    compiler, headers = _compiler(isa, libc), runtime_headers()
+    sources = [SOURCES / "runner.c", LOADER / "esz_load.c", CODEC / "esz.c"]
+    words = [compiler, *_FLAGS, *_ISA_FLAGS.get(isa, ())]
+    facts = Path(compiler).stat()
+    read = [*sorted(SOURCES.glob("*.h")), *sorted(LOADER.glob("*.[ch]")), *sorted(CODEC.glob("*.[ch]")), sources[0]]
+    key = hash_parts(*words, str(facts.st_size), str(facts.st_mtime_ns), *(hash_file(path) for path in read))
+    out = runtime_root() / "runners" / key[:32] / RUNNER_NAME
+    if not out.is_file():
+        with replaced_when_whole(out) as temporary:
+            words += [*(f"-I{folder}" for folder in (headers, CODEC, LOADER)), "-o", str(temporary), *map(str, sources)]
+            _compile([*words, "-rdynamic", "-ldl"], "the runner")
     return out
 
 
@@ -132,7 +134,7 @@ def run_on_device(
         runtime = runtime_library(device.isa, device.libc, given=library)
         write_feeds(local / "in.feed", feeds)
         files = {
-            RUNNER_NAME: build_runner(device.isa, device.libc, local),
+            RUNNER_NAME: build_runner(device.isa, device.libc),
             LIBRARY_NAME: runtime,
             "model.onnx": model,
             "in.feed": local / "in.feed",

@@ -24,7 +24,7 @@ from edgeslim.devices.device import Isa, Libc
 from edgeslim.errors import BadInputError, MissingToolError
 from edgeslim.replacing import replaced_when_whole
 
-__all__ = ["runtime_headers", "runtime_library"]
+__all__ = ["runtime_headers", "runtime_library", "runtime_root"]
 
 FETCH_S = 900
 MAX_MEMBER_BYTES = 256 << 20
@@ -128,11 +128,11 @@ def _kept(member: _Member) -> Path:
 
 
 def _place(member: _Member) -> Path:
-    folder = _root() / hashlib.sha256(member.package.encode()).hexdigest()[:16]
+    folder = runtime_root() / hashlib.sha256(member.package.encode()).hexdigest()[:16]
     return folder / member.path
 
 
-def _root() -> Path:
+def runtime_root() -> Path:
     """``runtimes`` in edgeslim's cache folder, also where the cache of builds is switched off."""
     root = default_root() if os.environ.get("EDGESLIM_CACHE") != "off" else Path.home() / ".cache" / "edgeslim"
     return root / "runtimes"
