@@ -6,7 +6,7 @@
 #define ESZ_CHOOSE_H
 
 #include "esz_encode.h"
-#include "esz_walk.h"
+#include "esz_list.h"
 
 /* Below this share of fill values MASK8 cannot win and is not tried. */
 #define ESZ_SPARSE_SHARE 0.25
@@ -50,8 +50,14 @@ static void esz_set_shape(const esz_kind *k, int small, unsigned symbols[2], uns
     limit[1] = small ? 8 : ESZ_MAX_CODE_BITS;
 }
 
+/* A table set's codes; `entry` as esz_assign_codes has it, of both tables. */
+typedef struct {
+    esz_codebook table[2];
+    uint32_t entry[512];
+} esz_codes;
+
 /* The codes for counts (2 x 256). A table that would be empty gets one symbol that no stream uses. */
-static void esz_set_codes(esz_codebook b[2], const uint32_t *counts, const esz_kind *k, int small) {
+static void esz_set_codes(esz_codebook *b, const uint32_t *counts, const esz_kind *k, int small) {
     unsigned symbols[2], limit[2];
     esz_set_shape(k, small, symbols, limit);
     esz_code_lengths(&b[0], counts, symbols[0], limit[0]);
@@ -66,11 +72,16 @@ static void esz_set_codes(esz_codebook b[2], const uint32_t *counts, const esz_k
     }
 }
 
-static uint64_t esz_set_bits(const esz_codebook b[2], const uint32_t *counts) {
+static void esz_assign_set(esz_codes *c) {
+    esz_assign_codes(&c->table[0], c->entry);
+    if (c->table[1].symbols) esz_assign_codes(&c->table[1], c->entry + 256);
+}
+
+static uint64_t esz_set_bits(const esz_codebook *b, const uint32_t *counts) {
     return esz_total_bits(&b[0], counts) + (b[1].symbols ? esz_total_bits(&b[1], counts + 256) : 0);
 }
 
-static size_t esz_set_write(uint8_t *p, const esz_codebook b[2]) {
+static size_t esz_set_write(uint8_t *p, const esz_codebook *b) {
     size_t one = b[0].top != 0;
     if (p != NULL && one) p[0] = (uint8_t)b[0].top;
     one += esz_table_write(p ? p + one : NULL, &b[0]);
@@ -103,14 +114,25 @@ static double esz_entropy(const uint32_t *counts, unsigned symbols) {
     return total > 1 ? bits + total * esz_log2(total) : 0;
 }
 
-/* Turns gap counts for cap 255 into counts for a smaller cap (long runs to within one symbol a run). */
-static void esz_recap(uint32_t *to, const uint32_t *counts, unsigned cap) {
-    unsigned g;
-    memset(to, 0, 256 * sizeof *to);
-    for (g = 0; g <= 255; g++) {
-        to[cap] += counts[g] * (g / cap);
-        if (g < 255) to[g % cap] += counts[g];
+/* Which stretches of a segment stand for it: `count` of `size` bytes, or all of it. */
+typedef struct {
+    size_t size, bytes;
+    unsigned count;
+} esz_sample;
+
+static esz_sample esz_sample_of(size_t n) {
+    const size_t stretch = n < 1u << 20 ? ESZ_SHORT_STRETCH : ESZ_STRETCH;
+    esz_sample s = {0, 0, 1};
+    s.size = s.bytes = n;
+    if (n > stretch * ESZ_STRETCHES) {
+        s.size = stretch;
+        s.count = ESZ_STRETCHES;
     }
+    return s;
+}
+
+static size_t esz_stretch(const esz_sample *s, unsigned number) {
+    return s->count == 1 ? 0 : (size_t)((uint64_t)(s->bytes - s->size) * number / (s->count - 1)) & ~(size_t)63;
 }
 
 static unsigned esz_largest(const uint8_t *d, size_t n) {
@@ -118,22 +140,6 @@ static unsigned esz_largest(const uint8_t *d, size_t n) {
     size_t i;
     for (i = 0; i < n; i++) most = d[i] > most ? d[i] : most;
     return most;
-}
-
-/* Counts over all of the segment, or over stretches of it. Returns the number of bytes counted. */
-static size_t esz_sample(const uint8_t *d, size_t n, const esz_kind *k, uint32_t *counts) {
-    const size_t per_byte = k->nibble ? 2 : 1, stretch = n < 1u << 20 ? ESZ_SHORT_STRETCH : ESZ_STRETCH;
-    unsigned s;
-    memset(counts, 0, 512 * sizeof *counts);
-    if (n <= stretch * ESZ_STRETCHES) {
-        esz_count(d, 0, n * per_byte, k, NULL, 0, counts);
-        return n;
-    }
-    for (s = 0; s < ESZ_STRETCHES; s++) {
-        size_t at = (size_t)((uint64_t)(n - stretch) * s / (ESZ_STRETCHES - 1)) & ~(size_t)63;
-        esz_count(d + at, 0, stretch * per_byte, k, NULL, 0, counts);
-    }
-    return stretch * ESZ_STRETCHES;
 }
 
 /* Byte `plane` of a value whose bits are rotated up by one, the sign to the end, or not. */
@@ -163,142 +169,198 @@ static void esz_weigh(esz_choice *best, const esz_kind *k, const uint32_t *count
     best->kind = *k;
 }
 
-/* A sample's gaps and values, as GAP's tokens with a cap of 255: one list for each stretch. JOINT's tokens of all sizes
- * follow from them. */
+/* Gaps of a sample and the values behind them, counted once; the tokens of GAP and JOINT of all sizes follow. */
+#define ESZ_GAPS 64u /* longer ones are kept apart */
+#define ESZ_FAR (2u * ESZ_STRETCHES * ESZ_STRETCH / ESZ_GAPS)
+
 typedef struct {
-    uint16_t *token;
-    size_t end[ESZ_STRETCHES];
+    uint32_t gap[ESZ_GAPS];
+    uint32_t pair[ESZ_GAPS * 128u]; /* gap * top + value, the fill value left out; where JOINT is possible */
+    struct {
+        uint32_t gap, value;
+    } far[ESZ_FAR];
+    size_t far_count, tail[ESZ_STRETCHES]; /* elements behind the last value of a stretch */
     unsigned stretches;
-} esz_gap_list;
+} esz_gaps;
 
-/* Lists what esz_sample counts. Returns 0 if out of memory. */
-static int esz_list_sample(esz_gap_list *l, const uint8_t *d, size_t n, const esz_kind *k) {
-    const size_t per_byte = k->nibble ? 2 : 1, stretch = n < 1u << 20 ? ESZ_SHORT_STRETCH : ESZ_STRETCH;
-    const int whole = n <= stretch * ESZ_STRETCHES;
-    const size_t each = (whole ? n : stretch) * per_byte;
-    uint16_t *to;
+/* `top` 0: no pairs are counted. */
+ESZ_ALWAYS void esz_count_gaps(esz_gaps *g, const uint8_t *d, const esz_sample *sample, unsigned fill, unsigned top,
+                               const unsigned nibble) {
+    const size_t to = sample->size << nibble;
     unsigned s;
-    l->stretches = whole ? 1 : ESZ_STRETCHES;
-    to = l->token = (uint16_t *)malloc(l->stretches * (2 * each + 2) * sizeof *to);
-    if (to == NULL) return 0;
-    for (s = 0; s < l->stretches; s++) {
-        size_t at = whole ? 0 : (size_t)((uint64_t)(n - stretch) * s / (ESZ_STRETCHES - 1)) & ~(size_t)63;
-        to = esz_list(d + at, 0, each, k, to);
-        l->end[s] = (size_t)(to - l->token);
-    }
-    return 1;
-}
-
-static void esz_count_runs(uint32_t *runs, size_t *gap, unsigned cap) {
-    while (*gap >= cap) {
-        const size_t run = *gap / cap < ESZ_JOINT_RUNS ? *gap / cap : ESZ_JOINT_RUNS;
-        runs[run - 1]++;
-        *gap -= run * cap;
-    }
-}
-
-/* Counts the sample as JOINT's tokens. */
-static void esz_count_joint(const esz_gap_list *l, const esz_kind *k, uint32_t *counts) {
-    uint32_t *runs = counts + k->cap * k->top;
-    size_t i = 0, gap;
-    unsigned s;
-    memset(counts, 0, 512 * sizeof *counts);
-    for (s = 0; s < l->stretches; s++) {
-        for (gap = 0; i < l->end[s]; i++) {
-            const unsigned value = l->token[i] & 255u;
-            if (l->token[i] < 256) {
-                gap += value;
-                continue;
+    memset(g->gap, 0, sizeof g->gap);
+    memset(g->pair, 0, ESZ_GAPS * (size_t)top * sizeof *g->pair);
+    g->far_count = 0;
+    g->stretches = sample->count;
+    for (s = 0; s < sample->count; s++) {
+        const uint8_t *p = d + esz_stretch(sample, s);
+        size_t i, next = 0;
+        for (i = 0; i < to; i += 64) {
+            uint64_t mask = esz_mask64(p, i, to, fill, nibble, NULL);
+            for (; mask != 0; mask &= mask - 1) {
+                const size_t other = i + esz_lowest_bit(mask), gap = other - next;
+                const unsigned value = esz_element(p, other, nibble);
+                next = other + 1;
+                if (gap >= ESZ_GAPS) {
+                    g->far[g->far_count].gap = (uint32_t)gap;
+                    g->far[g->far_count++].value = value - (value > fill);
+                    continue;
+                }
+                g->gap[gap]++;
+                if (top != 0) g->pair[gap * top + value - (value > fill)]++;
             }
-            esz_count_runs(runs, &gap, k->cap);
-            counts[gap * k->top + value - (value > k->fill)]++;
-            gap = 0;
         }
-        gap += k->cap - 1; /* the last run may reach past the end */
-        esz_count_runs(runs, &gap, k->cap);
+        g->tail[s] = to - next;
     }
 }
 
-/* JOINT, GAP and MASK8 over elements of one size; `seen` counts the elements. Returns 0 if out of memory. */
-static int esz_weigh_sparse(esz_choice *best, const uint8_t *d, size_t n, unsigned nibble, const uint32_t *seen,
-                             const esz_encode_options *o, double scale) {
-    static const unsigned caps[4] = {31, 63, 127, 255};
-    uint32_t counts[512], recapped[512];
-    esz_gap_list list = {NULL, {0}, 0};
-    int gaps;
-    double total = 0, least = 0;
-    size_t at;
-    unsigned i, cap = 31;
-    esz_kind k = {ESZ_GAP, 0, 255, 0, 256, 0, 0};
-    k.nibble = nibble;
-    for (i = 0; i < (nibble ? 16u : 256u); i++) {
-        total += seen[i];
-        if (seen[i] > seen[k.fill]) k.fill = i;
+/* The gap symbols of GAP with this cap. */
+static void esz_cap_gaps(const esz_gaps *g, unsigned cap, uint32_t *counts) {
+    unsigned i;
+    memset(counts, 0, 256 * sizeof *counts);
+    for (i = 0; i < ESZ_GAPS; i++) {
+        counts[cap] += g->gap[i] * (i / cap);
+        counts[i % cap] += g->gap[i];
     }
-    if (seen[k.fill] < ESZ_SPARSE_SHARE * total) return 1;
-    gaps = seen[k.fill] >= ESZ_GAP_SHARE * total;
-    if (gaps && !esz_list_sample(&list, d, n, &k)) return 0;
-    if (gaps && (o->alphabets >> ESZ_JOINT & 1)) {
-        k.alphabet = ESZ_JOINT;
-        k.top = nibble ? 15 : esz_largest(d, n);
-        for (k.cap = 16; k.cap > 1 && k.top >= k.fill && k.top > 0; k.cap /= 2) {
-            if (k.cap * k.top + ESZ_JOINT_RUNS > 256) continue;
-            esz_count_joint(&list, &k, counts);
-            esz_weigh(best, &k, counts, scale, o->small != 0);
+    for (i = 0; i < g->far_count; i++) {
+        counts[cap] += g->far[i].gap / cap;
+        counts[g->far[i].gap % cap]++;
+    }
+    for (i = 0; i < g->stretches; i++) {
+        counts[cap] += (uint32_t)(g->tail[i] / cap);
+        if (g->tail[i] % cap != 0) counts[g->tail[i] % cap]++;
+    }
+}
+
+static void esz_add_runs(uint32_t *runs, size_t steps, uint32_t times) {
+    runs[ESZ_JOINT_RUNS - 1] += (uint32_t)(steps / ESZ_JOINT_RUNS) * times;
+    if (steps % ESZ_JOINT_RUNS != 0) runs[steps % ESZ_JOINT_RUNS - 1] += times;
+}
+
+/* The symbols of JOINT. */
+static void esz_join_gaps(const esz_gaps *g, const esz_kind *k, uint32_t *counts) {
+    uint32_t *runs = counts + k->cap * k->top;
+    unsigned i, v;
+    memset(counts, 0, 512 * sizeof *counts);
+    for (i = 0; i < ESZ_GAPS; i++) {
+        uint32_t *symbols = counts + i % k->cap * k->top;
+        if (g->gap[i] == 0) continue;
+        esz_add_runs(runs, i / k->cap, g->gap[i]);
+        for (v = 0; v < k->top; v++) symbols[v] += g->pair[i * k->top + v];
+    }
+    for (i = 0; i < g->far_count; i++) {
+        esz_add_runs(runs, g->far[i].gap / k->cap, 1);
+        counts[g->far[i].gap % k->cap * k->top + g->far[i].value]++;
+    }
+    for (i = 0; i < g->stretches; i++) /* the last run may reach past the end */
+        esz_add_runs(runs, (g->tail[i] + k->cap - 1) / k->cap, 1);
+}
+
+ESZ_ALWAYS void esz_count_masks(uint32_t *counts, const uint8_t *d, const esz_sample *sample, unsigned fill,
+                                const unsigned nibble) {
+    const size_t to = sample->size << nibble;
+    unsigned s;
+    memset(counts, 0, 256 * sizeof *counts);
+    for (s = 0; s < sample->count; s++) {
+        const uint8_t *p = d + esz_stretch(sample, s);
+        size_t i, j;
+        for (i = 0; i < to; i += 64) {
+            uint64_t masks = esz_mask64(p, i, to, fill, nibble, NULL);
+            for (j = i; j < i + 64 && j < to; j += 8, masks >>= 8) counts[masks & 255]++;
         }
-        k.alphabet = ESZ_GAP;
-        k.top = 0;
-        k.cap = 255;
     }
-    if (gaps && (o->alphabets >> ESZ_GAP & 1)) {
-        memset(counts, 0, sizeof counts);
-        for (at = 0; at < list.end[list.stretches - 1]; at++) counts[list.token[at]]++;
-        memcpy(recapped + 256, counts + 256, 256 * sizeof *counts);
+}
+
+/* JOINT and GAP over elements of one size, of which `values` are no fill values. Returns 0 if out of memory. */
+static int esz_weigh_gaps(esz_choice *best, const uint8_t *d, const esz_sample *sample, esz_kind k,
+                          const uint32_t *values, const esz_encode_options *o, double scale) {
+    static const unsigned caps[4] = {31, 63, 127, 255};
+    esz_gaps *gaps = (esz_gaps *)malloc(sizeof *gaps);
+    uint32_t counts[512];
+    double least = 0;
+    unsigned i, cap = 31, top = 0;
+    if (gaps == NULL) return 0;
+    if (o->alphabets >> ESZ_JOINT & 1) top = k.nibble ? 15 : esz_largest(d, sample->bytes);
+    if (2 * top + ESZ_JOINT_RUNS > 256 || top < k.fill) top = 0;
+    if (k.nibble)
+        esz_count_gaps(gaps, d, sample, k.fill, top, 1);
+    else
+        esz_count_gaps(gaps, d, sample, k.fill, top, 0);
+    k.alphabet = ESZ_JOINT;
+    k.top = top;
+    for (k.cap = 16; k.cap > 1 && top > 0; k.cap /= 2) {
+        if (k.cap * k.top + ESZ_JOINT_RUNS > 256) continue;
+        esz_join_gaps(gaps, &k, counts);
+        esz_weigh(best, &k, counts, scale, o->small != 0);
+    }
+    k.alphabet = ESZ_GAP;
+    k.top = 0;
+    if (o->alphabets >> ESZ_GAP & 1) {
         for (i = 0; i < (o->small ? 1u : 4u); i++) {
             esz_codebook b;
             double bits;
-            esz_recap(recapped, counts, caps[i]);
-            esz_code_lengths(&b, recapped, caps[i] + 1, o->small ? 8 : ESZ_MAX_CODE_BITS);
-            bits = (double)esz_total_bits(&b, recapped) * scale + 8.0 * (double)esz_table_write(NULL, &b);
+            esz_cap_gaps(gaps, caps[i], counts);
+            esz_code_lengths(&b, counts, caps[i] + 1, o->small ? 8 : ESZ_MAX_CODE_BITS);
+            bits = (double)esz_total_bits(&b, counts) * scale + 8.0 * (double)esz_table_write(NULL, &b);
             if (i > 0 && bits >= least * (i > 1 ? ESZ_LONG_GAPS_GAIN : 1)) continue;
             least = bits;
             cap = caps[i];
         }
         k.cap = cap;
-        esz_recap(recapped, counts, cap);
-        esz_weigh(best, &k, recapped, scale, o->small != 0);
-    }
-    if (o->alphabets >> ESZ_MASK8 & 1) {
-        k.alphabet = ESZ_MASK8;
-        k.cap = 0;
-        esz_sample(d, n, &k, counts);
+        esz_cap_gaps(gaps, cap, counts);
+        memcpy(counts + 256, values, 256 * sizeof *counts);
         esz_weigh(best, &k, counts, scale, o->small != 0);
     }
-    free(list.token);
+    free(gaps);
     return 1;
 }
 
-/* Sets *best to the cheapest allowed kind and returns its size in bits, or -1 if out of memory. Every allowed alphabet is weighed against
- * storing the bytes. `indices`: the bytes stand for values, so nibbles of them are not tried. */
+/* JOINT, GAP and MASK8 over elements of one size; `seen` counts the sample's elements. Returns 0 if out of memory. */
+static int esz_weigh_sparse(esz_choice *best, const uint8_t *d, const esz_sample *sample, unsigned nibble,
+                            const uint32_t *seen, const esz_encode_options *o, double scale) {
+    uint32_t counts[512];
+    double total = 0;
+    unsigned i;
+    esz_kind k = {ESZ_MASK8, 0, 0, 0, 256, 0, 0};
+    k.nibble = nibble;
+    for (i = 0; i < 256; i++) {
+        total += seen[i];
+        if (seen[i] > seen[k.fill]) k.fill = i;
+    }
+    if (seen[k.fill] < ESZ_SPARSE_SHARE * total) return 1;
+    memcpy(counts + 256, seen, 256 * sizeof *counts);
+    counts[256 + k.fill] = 0;
+    if (seen[k.fill] >= ESZ_GAP_SHARE * total && !esz_weigh_gaps(best, d, sample, k, counts + 256, o, scale)) return 0;
+    if (o->alphabets >> ESZ_MASK8 & 1) {
+        if (nibble)
+            esz_count_masks(counts, d, sample, k.fill, 1);
+        else
+            esz_count_masks(counts, d, sample, k.fill, 0);
+        esz_weigh(best, &k, counts, scale, o->small != 0);
+    }
+    return 1;
+}
+
+/* Sets *best to the cheapest allowed kind and returns its size in bits, or -1 if out of memory. Every allowed alphabet is
+ * weighed against storing the bytes. `indices`: the bytes stand for values, so nibbles of them are not tried. */
 static double esz_choose(esz_kind *best, const uint8_t *d, size_t n, const esz_encode_options *o, int indices) {
-    uint32_t bytes[512], nibbles[512] = {0};
+    const esz_sample sample = esz_sample_of(n);
+    uint32_t bytes[512] = {0}, nibbles[512] = {0};
     esz_choice choice = {{ESZ_RAW, 0, 0, 0, 256, 0, 0}, 0};
     esz_kind k = {ESZ_PLAIN, 0, 0, 0, 256, 0, 0};
     double scale;
-    unsigned i;
+    unsigned s;
     choice.bits = (indices ? 64.0 : 8.0) * (double)n; /* an index replaces up to 8 bytes */
-    scale = (double)n / (double)esz_sample(d, n, &k, bytes);
-    for (i = 0; i < 256; i++) {
-        nibbles[i & 15] += bytes[i];
-        nibbles[i >> 4] += bytes[i];
-    }
+    for (s = 0; s < sample.count; s++) esz_count_bytes(d + esz_stretch(&sample, s), sample.size, bytes);
+    esz_count_halves(bytes, nibbles);
+    scale = (double)n / (double)(sample.size * sample.count);
     if (o->alphabets >> ESZ_PLAIN & 1) esz_weigh(&choice, &k, bytes, scale, o->small != 0);
     k.alphabet = ESZ_PAIR;
     if ((o->alphabets >> ESZ_PAIR & 1) && !indices) esz_weigh(&choice, &k, nibbles, scale, o->small != 0);
-    if (!esz_weigh_sparse(&choice, d, n, 0, bytes, o, scale)) return -1;
+    if (!esz_weigh_sparse(&choice, d, &sample, 0, bytes, o, scale)) return -1;
     if (!indices &&
         (esz_entropy(nibbles, 16) * scale <= ESZ_NIBBLE_MARGIN * choice.bits || choice.kind.alphabet == ESZ_RAW) &&
-        !esz_weigh_sparse(&choice, d, n, 1, nibbles, o, scale))
+        !esz_weigh_sparse(&choice, d, &sample, 1, nibbles, o, scale))
         return -1;
     *best = choice.kind;
     return choice.bits;

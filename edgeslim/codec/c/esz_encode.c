@@ -62,10 +62,8 @@ static int encode_compact(const source *src, const esz_encode_options *o, esz_en
         out->coded_bytes = (uint32_t)code_planes(out->payload, src, 0, n, o, NULL, &unused);
         if (out->coded_bytes == 0) return 2;
     } else {
-        count_block(counts, b.items, b.count, b.kind, NULL, 0, b.streams);
+        count_part(counts, &b);
         b.counts = counts;
-        b.rows = NULL;
-        b.classes = 1;
         out->coded_bytes = (uint32_t)(book + code_part(out->payload + book, &b, &unused));
     }
     out->payload_bytes = out->coded_bytes;
@@ -75,48 +73,46 @@ static int encode_compact(const source *src, const esz_encode_options *o, esz_en
 
 /* Counts all blocks into `counts` (classes x 2 x 256 each; of PLANES, the planes are the classes), and sets the shared
  * codes of each class. */
-static int share_codes(const source *src, const esz_encode_options *o, uint32_t *counts, size_t blocks, size_t block,
-                       esz_codebook (*shared)[2]) {
+static void share_codes(const source *src, const esz_encode_options *o, uint32_t *counts, size_t blocks, size_t block,
+                        esz_codes *shared) {
     const size_t each = (size_t)512 * src->classes;
     uint32_t *sum = counts + each * blocks;
     size_t i, j;
     unsigned c;
     for (i = 0; i < blocks; i++) {
-        part b = block_of(src, i * block, src->size - i * block < block ? src->size - i * block : block, o);
+        const part b = block_of(src, i * block, src->size - i * block < block ? src->size - i * block : block, o);
         if (src->kind.alphabet == ESZ_PLANES)
             count_planes(counts + each * i, &b);
         else
-            count_block(counts + each * i, b.items, b.count, b.kind, b.rows, b.start, b.streams);
+            count_part(counts + each * i, &b);
         for (j = 0; j < each; j++) sum[j] += counts[each * i + j];
     }
     for (c = 0; c < src->classes; c++) {
-        esz_set_codes(shared[c], sum + 512 * c, &src->kind, o->small != 0);
-        esz_assign_codes(&shared[c][0]);
-        if (shared[c][1].symbols) esz_assign_codes(&shared[c][1]);
+        esz_set_codes(shared[c].table, sum + 512 * c, &src->kind, o->small != 0);
+        esz_assign_set(&shared[c]);
     }
-    return 0;
 }
 
 static int encode_blocks(const source *src, const esz_encode_options *o, esz_encoded *out) {
     const size_t each = (size_t)512 * src->classes;
-    size_t n = src->size, block = (size_t)1 << o->block_log2, blocks = (n - 1) / block + 1, i, at, head_bytes;
+    size_t n = src->size, block = (size_t)1 << o->block_log2, blocks = (n - 1) / block + 1, i, at, head_bytes, room;
     uint32_t *counts = (uint32_t *)calloc(blocks + 1, each * sizeof *counts);
-    uint8_t *data = (uint8_t *)malloc(n + 2 * blocks + 64), *head = NULL;
-    esz_codebook(*shared)[2] = (esz_codebook(*)[2])malloc(src->classes * sizeof *shared);
-    const esz_codebook(*codes)[2] = (const esz_codebook(*)[2])shared;
+    uint8_t *data, *head;
+    esz_codes *shared = (esz_codes *)malloc(src->classes * sizeof *shared);
     int used = 0, status = 2;
     unsigned c;
-    if (counts == NULL || data == NULL || shared == NULL) goto done;
+    if (counts == NULL || shared == NULL) goto done;
     share_codes(src, o, counts, blocks, block, shared);
-    head_bytes = 8 * blocks + esz_book_write(NULL, &src->book) + 1;
-    for (c = 0; c < src->classes; c++) head_bytes += esz_set_write(NULL, shared[c]);
-    head = (uint8_t *)malloc(head_bytes);
+    room = 8 * blocks + esz_book_write(NULL, &src->book) + 1;
+    for (c = 0; c < src->classes; c++) room += esz_set_write(NULL, shared[c].table);
+    head = out->payload = (uint8_t *)malloc(room + n + 2 * blocks + 64);
     if (head == NULL) goto done;
+    data = head + room;
     for (i = at = 0; i < blocks; i++) {
         size_t start = at, size = n - i * block < block ? n - i * block : block, took;
         part b = block_of(src, i * block, size, o);
         b.counts = counts + each * i;
-        b.shared = codes;
+        b.shared = shared;
         if (src->kind.alphabet == ESZ_PLANES)
             took = code_planes(data + at, src, i * block, size, o, &b, &used);
         else
@@ -129,67 +125,72 @@ static int encode_blocks(const source *src, const esz_encode_options *o, esz_enc
     head_bytes = 8 * blocks;
     head_bytes += esz_book_write(head + head_bytes, &src->book);
     head[head_bytes++] = (uint8_t)(used ? src->classes : 0);
-    for (c = 0; used && c < src->classes; c++) head_bytes += esz_set_write(head + head_bytes, shared[c]);
+    for (c = 0; used && c < src->classes; c++) head_bytes += esz_set_write(head + head_bytes, shared[c].table);
+    if (head_bytes < room) memmove(head + head_bytes, data, at); /* no block uses the directory's table sets */
     out->directory_bytes = (uint32_t)head_bytes;
     out->hash = esz_hash_of(head, head_bytes);
     out->payload_bytes = out->coded_bytes = (uint32_t)(head_bytes + at);
-    out->payload = (uint8_t *)malloc(out->payload_bytes);
-    if (out->payload == NULL) goto done;
-    memcpy(out->payload, head, head_bytes);
-    memcpy(out->payload + head_bytes, data, at);
     out->block_log2 = (uint8_t)o->block_log2;
+    head = (uint8_t *)realloc(out->payload, out->payload_bytes);
+    if (head != NULL) out->payload = head;
     status = 0;
 done:
     free(counts);
-    free(data);
     free(shared);
-    free(head);
     return status;
 }
 
 /* Whether row classes save enough, as far as a sample of the rows tells; then src->rows holds them. Returns 0 if out of
  * memory. */
-static int prepare_rows(source *src, const esz_encode_options *o) {
+static int prepare_rows(source *src) {
     const size_t items = esz_items(src->size >> src->book.log2, &src->kind);
     const unsigned alphabet = src->kind.alphabet;
     uint32_t counts[512] = {0}, *sums;
-    esz_row_list list = {NULL, NULL, 0, 0};
-    esz_codebook b[2];
+    esz_row_list list = {NULL, NULL, 0, 0, 0, NULL};
+    esz_codes *codes;
     double bits, with_rows, scale;
     int status = 0;
     unsigned c;
-    if (!(o->alphabets & ESZ_ALLOW_ROWS) || o->small) return 1;
-    if (alphabet != ESZ_PLAIN && alphabet != ESZ_GAP && alphabet != ESZ_MASK8 && alphabet != ESZ_JOINT) return 1;
-    src->rows.items = esz_row_items(&src->kind, o->row_nibbles, items, src->book.log2);
-    if (src->rows.items == 0) return 1;
-    src->rows.count = (items - 1) / src->rows.items + 1;
     src->rows.number = (uint8_t *)calloc(src->rows.count, 1);
     sums = (uint32_t *)malloc(2 * ESZ_ROW_CLASSES * sizeof counts);
-    if (sums == NULL || src->rows.number == NULL) goto done;
-    if (!esz_list_rows(&list, src->items, items, &src->kind, &src->rows)) goto done;
+    codes = (esz_codes *)malloc(ESZ_ROW_CLASSES * sizeof *codes);
+    if (sums == NULL || codes == NULL || src->rows.number == NULL) goto done;
+    if (!esz_list_rows(&list, src->items, items, &src->kind, &src->rows, &src->tokens)) goto done;
     esz_count_listed(&list, &src->rows, sums); /* as one class */
     memcpy(counts, sums, sizeof counts);
     if (!esz_find_rows(&src->rows, &list, &src->kind, counts, sums)) goto done;
     scale = (double)src->rows.count / (double)list.count;
-    esz_set_codes(b, counts, &src->kind, 0);
-    bits = scale * (double)esz_set_bits(b, counts) + 8.0 * (double)esz_set_write(NULL, b);
+    esz_set_codes(codes[0].table, counts, &src->kind, 0);
+    bits = scale * (double)esz_set_bits(codes[0].table, counts) + 8.0 * (double)esz_set_write(NULL, codes[0].table);
     with_rows = 2.0 * (double)src->rows.count;
     for (c = 0; c < ESZ_ROW_CLASSES; c++) {
-        esz_set_codes(b, sums + 512 * c, &src->kind, 0);
-        with_rows += scale * (double)esz_set_bits(b, sums + 512 * c) + 8.0 * (double)esz_set_write(NULL, b);
+        esz_set_codes(codes[c].table, sums + 512 * c, &src->kind, 0);
+        with_rows += scale * (double)esz_set_bits(codes[c].table, sums + 512 * c);
+        with_rows += 8.0 * (double)esz_set_write(NULL, codes[c].table);
     }
     if (with_rows > (1 - (alphabet == ESZ_PLAIN ? ESZ_ROWS_SHARE : ESZ_SPARSE_ROWS_SHARE)) * bits) {
         src->rows.items = 0;
     } else {
-        esz_sort_rows(&src->rows, &list, src->items, items, &src->kind, sums);
+        esz_sort_rows(&src->rows, &list, src->items, items, &src->kind, &src->tokens, codes);
         src->classes = ESZ_ROW_CLASSES;
     }
     status = 1;
 done:
-    free(list.token);
-    free(list.begin);
+    free(list.own);
+    free(codes);
     free(sums);
     return status;
+}
+
+/* Lists the segment's tokens, and its rows if they have classes. Returns 0 if out of memory. */
+static int prepare_tokens(source *src, const esz_encode_options *o, int compact) {
+    const size_t items = esz_items(src->size >> src->book.log2, &src->kind);
+    const int sparse = esz_is_sparse(&src->kind);
+    const int may = !compact && (o->alphabets & ESZ_ALLOW_ROWS) && !o->small && (sparse || src->kind.alphabet == ESZ_PLAIN);
+    if (may) src->rows.items = esz_row_items(&src->kind, o->row_nibbles, items, src->book.log2);
+    if (src->rows.items != 0) src->rows.count = (items - 1) / src->rows.items + 1;
+    if (sparse && !list_tokens(src, o, compact ? src->size : (size_t)1 << o->block_log2)) return 0;
+    return src->rows.items == 0 || prepare_rows(src);
 }
 
 /* Chooses how to code the segment: alphabet, and with a codebook or without. Returns 2 if out of memory. */
@@ -259,7 +260,7 @@ int esz_encode_segment(const uint8_t *d, size_t n, const esz_encode_options *o, 
     if (compact > (size_t)1 << o->block_log2) compact = (size_t)1 << o->block_log2;
     status = prepare(&src, d, n, o);
     if (status == 0 && src.kind.alphabet != ESZ_RAW) {
-        if (n > compact && !prepare_rows(&src, o)) status = 2;
+        if (!prepare_tokens(&src, o, n <= compact)) status = 2;
         out->alphabet = (uint8_t)src.kind.alphabet;
         out->flags = (uint8_t)(src.kind.nibble ? ESZ_NIBBLE : 0);
         out->fill = (uint8_t)src.kind.fill;
@@ -271,6 +272,9 @@ int esz_encode_segment(const uint8_t *d, size_t n, const esz_encode_options *o, 
     }
     free(src.book.index);
     free(src.rows.number);
+    free(src.tokens.token);
+    free(src.tokens.begin);
+    free(src.ends);
     if (status == 0 && out->payload != NULL && out->coded_bytes < n) return 0;
     esz_encoded_free(out);
     memset(out, 0, sizeof *out);

@@ -10,7 +10,7 @@
 
 #include "esz_book.h"
 #include "esz_choose.h"
-#include "esz_walk.h"
+#include "esz_rows.h"
 
 /* Fewer items than this in a block take one stream: more would cost more bytes than they save time. */
 #define MANY_ITEMS 2048u
@@ -22,7 +22,9 @@ typedef struct {
     esz_kind kind;
     esz_book book;
     esz_rows rows;
-    unsigned classes; /* 1, or ESZ_ROW_CLASSES with rows */
+    unsigned classes;  /* 1, or ESZ_ROW_CLASSES with rows */
+    esz_tokens tokens; /* of GAP, MASK8 and JOINT */
+    size_t *ends;      /* where the tokens of each stream end, 4 streams a block */
 } source;
 
 static unsigned choose_streams(size_t items, const esz_kind *k, const esz_encode_options *o) {
@@ -36,21 +38,6 @@ static void stream_part(size_t items, unsigned streams, unsigned s, size_t *from
     *step = streams == 8 ? 8 : 1;
     *from = streams == 8 ? s : s > 0 ? esz_chunk_end(items, streams, s - 1) : 0;
     *to = streams == 8 ? items : esz_chunk_end(items, streams, s);
-}
-
-/* Counts a block of n bytes from item `start` of the segment on. */
-static void count_block(uint32_t *counts, const uint8_t *d, size_t n, const esz_kind *k, const esz_rows *rows,
-                        size_t start, unsigned streams) {
-    size_t items = esz_items(n, k), from, to, step;
-    unsigned s;
-    if (k->alphabet <= ESZ_PAIR) {
-        esz_count(d, 0, items, k, rows, start, counts);
-        return;
-    }
-    for (s = 0; s < streams; s++) {
-        stream_part(items, streams, s, &from, &to, &step);
-        esz_count(d, from, to, k, rows, start, counts);
-    }
 }
 
 static size_t store_block(uint8_t *p, const uint8_t *d, size_t n) {
@@ -68,11 +55,83 @@ typedef struct {
     const esz_kind *kind;
     const esz_rows *rows; /* or null */
     unsigned classes, streams;
-    const uint32_t *counts;           /* 2 x 256 for each class */
-    const esz_codebook (*shared)[2];  /* the directory's codes of each class, or null */
-    unsigned set;                     /* the first one's index in the directory */
+    const esz_tokens *tokens; /* or null: the items are the tokens */
+    size_t first, ends[4];    /* the block's first token; where those of its streams end */
+    const uint32_t *counts;   /* 2 x 256 for each class */
+    const esz_codes *shared;  /* the directory's codes of each class, or null */
+    unsigned set;             /* the first one's index in the directory */
     int small;
 } part;
+
+/* The item behind the row of item `at` of the block, `items` at most. */
+static size_t row_end(const part *b, size_t at, size_t items) {
+    const size_t end = ((b->start + at) / b->rows->items + 1) * b->rows->items - b->start;
+    return end < items ? end : items;
+}
+
+/* Counts the symbols of a block, 2 x 256 for each class. */
+static void count_part(uint32_t *counts, const part *b) {
+    const size_t items = esz_items(b->count, b->kind);
+    size_t at, next, row;
+    if (b->tokens == NULL && b->rows == NULL) {
+        esz_count_bytes(b->items, b->count, counts);
+        if (b->kind->alphabet == ESZ_PAIR) {
+            uint32_t bytes[256];
+            memcpy(bytes, counts, sizeof bytes);
+            esz_count_halves(bytes, counts);
+        }
+    } else if (b->tokens == NULL) {
+        uint32_t part[ESZ_ROW_CLASSES][4][256];
+        unsigned c, i;
+        memset(part, 0, sizeof part);
+        for (at = 0; at < items; at = next) {
+            next = row_end(b, at, items);
+            esz_count_four(b->items + at, next - at, part[b->rows->number[(b->start + at) / b->rows->items]]);
+        }
+        for (c = 0; c < ESZ_ROW_CLASSES; c++)
+            for (i = 0; i < 256; i++) counts[512 * c + i] = part[c][0][i] + part[c][1][i] + part[c][2][i] + part[c][3][i];
+    } else {
+        const size_t end = b->ends[b->streams - 1];
+        uint32_t odd[ESZ_ROW_CLASSES][512];
+        unsigned i;
+        memset(odd, 0, b->classes * sizeof *odd);
+        for (at = b->first, row = b->rows != NULL ? b->start / b->rows->items : 0; at < end; at = next, row++) {
+            const unsigned number = b->rows != NULL ? b->rows->number[row] : 0;
+            next = b->rows == NULL || b->tokens->begin[row + 1] > end ? end : b->tokens->begin[row + 1];
+            if (next < at) next = at;
+            esz_count_tokens(b->tokens->token + at, b->tokens->token + next, counts + 512 * number, odd[number]);
+        }
+        for (i = 0; i < 512 * b->classes; i++) counts[i] += odd[i / 512][i % 512];
+    }
+}
+
+/* Writes the codes of stream `s`, of tokens `from` to `to` if there are tokens. */
+static void put_stream(const part *b, unsigned s, size_t from, size_t to, const esz_rows *rows, const esz_codes *codes,
+                       esz_writer *w) {
+    const size_t items = esz_items(b->count, b->kind);
+    size_t start, end, step, row, next;
+    stream_part(items, b->streams, s, &start, &end, &step);
+    if (b->kind->alphabet == ESZ_PAIR) {
+        esz_put_pairs(b->items, start, end, step, codes->entry, w);
+    } else if (b->tokens == NULL && rows == NULL) {
+        esz_put_bytes(b->items, start, end, step, codes->entry, w);
+    } else if (b->tokens == NULL) {
+        row = (b->start + start) / rows->items;
+        for (next = (row + 1) * rows->items - b->start; start < end; row++, next += rows->items) {
+            if (next > end) next = end;
+            esz_put_bytes(b->items, start, next, step, codes[rows->number[row]].entry, w);
+            start = next + (s - next) % step; /* rows end at multiples of 8 */
+        }
+    } else if (rows == NULL) {
+        esz_put_tokens(b->tokens->token + from, b->tokens->token + to, codes->entry, w);
+    } else {
+        for (row = (b->start + start) / rows->items; from < to; row++, from = next) {
+            next = b->tokens->begin[row + 1] < to ? b->tokens->begin[row + 1] : to;
+            if (next < from) next = from;
+            esz_put_tokens(b->tokens->token + from, b->tokens->token + next, codes[rows->number[row]].entry, w);
+        }
+    }
+}
 
 static size_t map_bytes(const part *b, size_t items) {
     size_t first = b->start / b->rows->items, last = (b->start + items - 1) / b->rows->items;
@@ -87,22 +146,25 @@ static void write_map(uint8_t *p, const part *b, size_t items) {
 
 /* Codes `b` at `p`, which has room for size + 2 bytes and slack; returns what it took. */
 static size_t code_part(uint8_t *p, const part *b, int *used_shared) {
-    esz_codebook own[1][2];
-    const esz_codebook(*books)[2] = (const esz_codebook(*)[2])own;
+    esz_codes own;
+    const esz_codes *codes = &own;
     uint64_t own_bits, shared_bits = ~(uint64_t)0, bits;
     uint32_t sum[512];
     const esz_rows *rows = NULL;
-    size_t at = 2, items = esz_items(b->count, b->kind), from, to, step;
+    size_t at = 2, items = esz_items(b->count, b->kind);
     esz_writer w;
     unsigned s, i, c;
     memcpy(sum, b->counts, sizeof sum);
     for (c = 1; c < b->classes; c++)
         for (i = 0; i < 512; i++) sum[i] += b->counts[512 * c + i];
-    esz_set_codes(own[0], sum, b->kind, b->small);
-    own_bits = esz_set_bits(own[0], sum) + 8 * esz_set_write(NULL, own[0]);
     if (b->shared != NULL) {
         shared_bits = b->rows != NULL ? 8 * map_bytes(b, items) : 0;
-        for (c = 0; c < b->classes; c++) shared_bits += esz_set_bits(b->shared[c], b->counts + 512 * c);
+        for (c = 0; c < b->classes; c++) shared_bits += esz_set_bits(b->shared[c].table, b->counts + 512 * c);
+    }
+    own_bits = ~(uint64_t)0;
+    if (b->shared == NULL || esz_entropy(sum, 256) + esz_entropy(sum + 256, 256) < (double)shared_bits) {
+        esz_set_codes(own.table, sum, b->kind, b->small);
+        own_bits = esz_set_bits(own.table, sum) + 8 * esz_set_write(NULL, own.table);
     }
     bits = own_bits < shared_bits ? own_bits : shared_bits;
     /* At most: header, stream sizes, and a started byte with the sentinel for each stream. */
@@ -110,12 +172,11 @@ static size_t code_part(uint8_t *p, const part *b, int *used_shared) {
     p[0] = (uint8_t)b->streams;
     p[1] = ESZ_OWN_TABLE;
     if (own_bits < shared_bits) {
-        at += esz_set_write(p + at, own[0]);
-        esz_assign_codes(&own[0][0]);
-        if (own[0][1].symbols) esz_assign_codes(&own[0][1]);
+        at += esz_set_write(p + at, own.table);
+        esz_assign_set(&own);
     } else {
         p[1] = (uint8_t)b->set;
-        books = b->shared;
+        codes = b->shared;
         rows = b->rows;
         *used_shared = 1;
         if (rows != NULL) {
@@ -126,13 +187,10 @@ static size_t code_part(uint8_t *p, const part *b, int *used_shared) {
     w.p = p + at + 3 * (b->streams - 1);
     w.bits = 0;
     w.held = 0;
-    w.first = &books[0][0];
-    w.second = &books[0][1];
     for (s = 0; s < b->streams; s++) {
         uint8_t *start = w.p;
         size_t size;
-        stream_part(items, b->streams, s, &from, &to, &step);
-        esz_put(b->items, from, to, step, b->kind, rows, b->start, books, &w);
+        put_stream(b, s, s > 0 ? b->ends[(s - 1) & 3] : b->first, b->ends[s & 3], rows, codes, &w);
         esz_finish(&w);
         size = (size_t)(w.p - start);
         if (s + 1 == b->streams) break;
@@ -157,7 +215,48 @@ static part block_of(const source *src, size_t start, size_t n, const esz_encode
     b.classes = src->classes;
     b.streams = choose_streams(esz_items(b.count, b.kind), b.kind, o);
     b.small = o->small != 0;
+    if (src->ends != NULL) {
+        const size_t *ends = src->ends + 4 * (start >> o->block_log2);
+        b.tokens = &src->tokens;
+        b.first = start > 0 ? ends[-1] : 0;
+        memcpy(b.ends, ends, sizeof b.ends);
+    }
     return b;
+}
+
+/* Lists the tokens of a segment of `items` items, `block` bytes a block. Returns 0 if out of memory. */
+static int list_tokens(source *src, const esz_encode_options *o, size_t block) {
+    const size_t blocks = (src->size - 1) / block + 1, row_count = src->rows.count;
+    esz_tokens *l = &src->tokens;
+    size_t i, from, to, step;
+    unsigned s;
+    size_t *ends = (size_t *)malloc(4 * blocks * sizeof *ends);
+    if (ends == NULL) return 0;
+    l->items = esz_items(src->size >> src->book.log2, &src->kind);
+    if (src->rows.items != 0) {
+        l->begin = (size_t *)malloc((row_count + 1) * sizeof *l->begin);
+        l->row_items = l->row_end = src->rows.items;
+        if (l->begin != NULL) l->begin[0] = 0;
+    }
+    for (i = 0; i < blocks; i++) {
+        const size_t start = i * block, size = src->size - start < block ? src->size - start : block;
+        const part b = block_of(src, start, size, o);
+        const size_t items = esz_items(b.count, b.kind);
+        l->base = b.start;
+        for (s = 0; s < 4; s++) {
+            if (s < b.streams) {
+                stream_part(items, b.streams, s, &from, &to, &step);
+                if ((src->rows.items != 0 && l->begin == NULL) || !esz_list(l, b.items, from, to, b.kind)) {
+                    free(ends);
+                    return 0;
+                }
+            }
+            ends[4 * i + s] = l->count;
+        }
+    }
+    for (i = l->row + 1; l->begin != NULL && i <= row_count; i++) l->begin[i] = l->count;
+    src->ends = ends;
+    return 1;
 }
 
 /* Plane `plane` of the block's values. */

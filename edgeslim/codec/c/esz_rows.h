@@ -9,21 +9,23 @@
 #define ESZ_ROWS_H
 
 #include "esz_choose.h"
-#include "esz_walk.h"
+#include "esz_list.h"
 
 /* Row classes have to save this share of the bits: they cost decoding time, most with gaps, whose streams come to the
  * end of a row at different times. */
 #define ESZ_ROWS_SHARE 0.005
 #define ESZ_SPARSE_ROWS_SHARE 0.01
 
-/* Rows looked at while classes are sought, and Lloyd's steps. Few tokens need the better classes. */
-#define ESZ_ROWS_SAMPLE 128u
-#define ESZ_ROWS_STEPS 2u
-#define ESZ_SPARSE_ROWS_SAMPLE 1024u
-#define ESZ_SPARSE_ROWS_STEPS 4u
+/* How classes are sought: the rows looked at, and Lloyd's steps. The fewer tokens a segment has, the less a step takes and
+ * the more its classes weigh. */
+typedef struct {
+    unsigned rows, steps;
+} esz_effort;
 
-static size_t esz_rows_step(const esz_rows *rows, const esz_kind *k) {
-    return rows->count / (k->alphabet == ESZ_PLAIN || k->alphabet == ESZ_MASK8 ? ESZ_ROWS_SAMPLE : ESZ_SPARSE_ROWS_SAMPLE) + 1;
+static esz_effort esz_effort_for(const esz_kind *k) {
+    static const esz_effort dense = {128, 2}, sparse = {1024, 4}, nibbles = {1024, 3}, clusters = {4096, 12};
+    if (k->alphabet == ESZ_PLAIN || k->alphabet == ESZ_MASK8) return dense;
+    return k->nibble ? nibbles : k->alphabet == ESZ_JOINT ? clusters : sparse;
 }
 
 #define ESZ_LEAST_ROW 64u
@@ -32,15 +34,16 @@ static size_t esz_rows_step(const esz_rows *rows, const esz_kind *k) {
 #define ESZ_MOST_ROW 2500u
 
 /* Code lengths of all classes, 16 bits each, ready to be added up. */
-static void esz_row_prices(uint64_t *price, const esz_codebook (*books)[2], unsigned classes) {
+static void esz_row_prices(uint64_t *price, const esz_codes *codes, unsigned classes) {
     unsigned c, t, i;
     memset(price, 0, 512 * sizeof *price);
     for (c = 0; c < classes; c++)
         for (t = 0; t < 2; t++)
-            for (i = 0; i < books[c][t].symbols; i++) {
-                unsigned bits = books[c][t].used == 1 ? 0 : books[c][t].length[i];
+            for (i = 0; i < codes[c].table[t].symbols; i++) {
+                const esz_codebook *table = &codes[c].table[t];
+                unsigned bits = table->used == 1 ? 0 : table->length[i];
                 /* A symbol without a code would need other codes to grow. */
-                if (books[c][t].length[i] == 0) bits = ESZ_MAX_CODE_BITS + 2;
+                if (table->length[i] == 0) bits = ESZ_MAX_CODE_BITS + 2;
                 price[256 * t + i] |= (uint64_t)bits << (16 * c);
             }
 }
@@ -71,33 +74,42 @@ static unsigned esz_cheapest_class(uint64_t paid) {
     return best;
 }
 
-/* The tokens of every `step`th row, those of the i-th of them from token[begin[i]] on. They are found once: seeking
- * classes looks at them a dozen times. */
+/* The tokens of every `step`th row: those of the i-th of them from token[begin[each * i]] to token[begin[each * i + 1]]. */
 typedef struct {
-    uint16_t *token;
-    size_t *begin;
-    size_t step, count;
+    const uint16_t *token;
+    const size_t *begin;
+    size_t step, each, count;
+    void *own; /* to be freed */
 } esz_row_list;
 
-/* Returns 0 if out of memory. */
-static int esz_list_rows(esz_row_list *l, const uint8_t *d, size_t items, const esz_kind *k, const esz_rows *rows) {
-    size_t i, at = 0;
-    l->step = esz_rows_step(rows, k);
-    l->count = (rows->count - 1) / l->step + 1;
-    l->token = (uint16_t *)malloc(l->count * (2 * rows->items + 2) * sizeof *l->token);
-    l->begin = (size_t *)malloc((l->count + 1) * sizeof *l->begin);
-    if (l->token == NULL || l->begin == NULL) return 0;
-    for (i = 0; i < l->count; i++) {
-        const size_t from = i * l->step * rows->items, to = from + rows->items < items ? from + rows->items : items;
-        l->begin[i] = at;
-        at = (size_t)(esz_list(d, from, to, k, l->token + at) - l->token);
+/* Of PLAIN the tokens are the items; else all rows are in `l` already. Returns 0 if out of memory. */
+static int esz_list_rows(esz_row_list *list, const uint8_t *d, size_t items, const esz_kind *k, const esz_rows *rows,
+                         const esz_tokens *l) {
+    uint16_t *to;
+    size_t *begin, i, j;
+    list->step = rows->count / esz_effort_for(k).rows + 1;
+    list->count = (rows->count - 1) / list->step + 1;
+    list->token = l->token;
+    list->begin = l->begin;
+    list->each = list->step;
+    list->own = NULL;
+    if (k->alphabet != ESZ_PLAIN) return 1;
+    begin = (size_t *)malloc((list->count + 1) * sizeof *begin + list->count * rows->items * sizeof *to);
+    if (begin == NULL) return 0;
+    to = (uint16_t *)(begin + list->count + 1);
+    for (i = 0, begin[0] = 0; i < list->count; i++) {
+        const size_t from = i * list->step * rows->items, n = items - from < rows->items ? items - from : rows->items;
+        for (j = 0; j < n; j++) to[begin[i] + j] = d[from + j];
+        begin[i + 1] = begin[i] + n;
     }
-    l->begin[i] = at;
+    list->own = begin;
+    list->begin = begin;
+    list->token = to;
+    list->each = 1;
     return 1;
 }
 
-static uint64_t esz_listed_paid(const esz_row_list *l, size_t i, const uint64_t *price) {
-    const uint16_t *t = l->token + l->begin[i], *end = l->token + l->begin[i + 1];
+static uint64_t esz_paid(const uint16_t *t, const uint16_t *end, const uint64_t *price) {
     uint64_t paid[4] = {0, 0, 0, 0};
     for (; end - t >= 4; t += 4) {
         paid[0] += price[t[0]];
@@ -109,40 +121,55 @@ static uint64_t esz_listed_paid(const esz_row_list *l, size_t i, const uint64_t 
     return paid[0] + paid[1] + paid[2] + paid[3];
 }
 
+static uint64_t esz_bytes_paid(const uint8_t *t, const uint8_t *end, const uint64_t *price) {
+    uint64_t paid[4] = {0, 0, 0, 0};
+    for (; end - t >= 4; t += 4) {
+        paid[0] += price[t[0]];
+        paid[1] += price[t[1]];
+        paid[2] += price[t[2]];
+        paid[3] += price[t[3]];
+    }
+    for (; t < end; t++) paid[0] += price[*t];
+    return paid[0] + paid[1] + paid[2] + paid[3];
+}
+
+static const uint16_t *esz_row_token(const esz_row_list *l, size_t i, size_t end) {
+    return l->token + l->begin[l->each * i + end];
+}
+
+/* Counts tokens in two tables, so that equal neighbours do not wait for each other. */
+static void esz_count_tokens(const uint16_t *t, const uint16_t *end, uint32_t *even, uint32_t *odd) {
+    for (; end - t >= 2; t += 2) {
+        even[t[0]]++;
+        odd[t[1]]++;
+    }
+    if (t < end) even[*t]++;
+}
+
 /* Counts the tokens of each class's listed rows into sums, 2 x 256 a class, which has as much room again behind it. */
 static void esz_count_listed(const esz_row_list *l, const esz_rows *rows, uint32_t *sums) {
     const size_t each = 512 * ESZ_ROW_CLASSES;
     size_t i;
     memset(sums, 0, 2 * each * sizeof *sums);
     for (i = 0; i < l->count; i++) {
-        const uint16_t *t = l->token + l->begin[i], *end = l->token + l->begin[i + 1];
-        uint32_t *even = sums + 512 * (size_t)rows->number[i * l->step], *odd = even + each;
-        for (; end - t >= 2; t += 2) { /* in two tables, so that equal neighbours do not wait for each other */
-            even[t[0]]++;
-            odd[t[1]]++;
-        }
-        if (t < end) even[*t]++;
+        uint32_t *even = sums + 512 * (size_t)rows->number[i * l->step];
+        esz_count_tokens(esz_row_token(l, i, 0), esz_row_token(l, i, 1), even, even + each);
     }
     for (i = 0; i < each; i++) sums[i] += sums[each + i];
 }
 
-static void esz_class_codes(esz_codebook (*books)[2], const uint32_t *counts, const esz_kind *k) {
-    unsigned c;
-    for (c = 0; c < ESZ_ROW_CLASSES; c++) esz_set_codes(books[c], counts + 512 * c, k, 0);
-}
-
-/* Sorts all rows into the classes of which `sums` are the symbols. */
-static void esz_sort_rows(esz_rows *rows, const esz_row_list *l, const uint8_t *d, size_t items, const esz_kind *k,
-                          const uint32_t *sums) {
-    esz_codebook books[ESZ_ROW_CLASSES][2];
+/* Sorts all rows into the classes that have these codes, unless `list` has them all. */
+static void esz_sort_rows(esz_rows *rows, const esz_row_list *list, const uint8_t *d, size_t items, const esz_kind *k,
+                          const esz_tokens *l, const esz_codes *classes) {
     uint64_t price[512];
     size_t row;
-    esz_class_codes(books, sums, k);
-    esz_row_prices(price, (const esz_codebook(*)[2])books, ESZ_ROW_CLASSES);
+    if (list->step == 1) return;
+    esz_row_prices(price, classes, ESZ_ROW_CLASSES);
     for (row = 0; row < rows->count; row++) {
         const size_t from = row * rows->items, to = from + rows->items < items ? from + rows->items : items;
-        const uint64_t paid = row % l->step == 0 ? esz_listed_paid(l, row / l->step, price) : esz_price(d, from, to, k, price);
-        rows->number[row] = (uint8_t)esz_cheapest_class(paid);
+        rows->number[row] = (uint8_t)esz_cheapest_class(
+            k->alphabet == ESZ_PLAIN ? esz_bytes_paid(d + from, d + to, price)
+                                     : esz_paid(l->token + l->begin[row], l->token + l->begin[row + 1], price));
     }
 }
 
@@ -150,7 +177,7 @@ static void esz_sort_rows(esz_rows *rows, const esz_row_list *l, const uint8_t *
  * class; `counts` (2 x 256) are the symbols of all. Returns 0 if out of memory. */
 static int esz_find_rows(esz_rows *rows, const esz_row_list *l, const esz_kind *k, const uint32_t *counts,
                          uint32_t *sums) {
-    const unsigned steps = k->alphabet == ESZ_PLAIN || k->alphabet == ESZ_MASK8 ? ESZ_ROWS_STEPS : ESZ_SPARSE_ROWS_STEPS;
+    const unsigned steps = esz_effort_for(k).steps;
     uint32_t *tally = (uint32_t *)calloc(65536, sizeof *tally);
     uint16_t *cost = (uint16_t *)malloc(l->count * sizeof *cost);
     unsigned border[ESZ_ROW_CLASSES], c, turn, moved = 1, unit;
@@ -162,13 +189,14 @@ static int esz_find_rows(esz_rows *rows, const esz_row_list *l, const esz_kind *
         return 0;
     }
     for (i = 0; i < l->count; i++)
-        if (l->begin[i + 1] - l->begin[i] > most) most = l->begin[i + 1] - l->begin[i];
+        if ((size_t)(esz_row_token(l, i, 1) - esz_row_token(l, i, 0)) > most)
+            most = (size_t)(esz_row_token(l, i, 1) - esz_row_token(l, i, 0));
     unit = (unsigned)(65535 / ((ESZ_MAX_CODE_BITS + 2) * most));
     if (unit == 0) unit = 1;
     if (unit > 64) unit = 64;
     esz_share_prices(price, counts, 1, unit);
     for (i = 0; i < l->count; i++) {
-        cost[i] = (uint16_t)esz_listed_paid(l, i, price);
+        cost[i] = (uint16_t)esz_paid(esz_row_token(l, i, 0), esz_row_token(l, i, 1), price);
         tally[cost[i]]++;
     }
     for (c = turn = 0, seen = 0; c < 65536 && turn < ESZ_ROW_CLASSES; c++) { /* the costs at which the quarters end */
@@ -179,16 +207,21 @@ static int esz_find_rows(esz_rows *rows, const esz_row_list *l, const esz_kind *
         uint8_t *number = &rows->number[i * l->step];
         while (*number + 1u < ESZ_ROW_CLASSES && cost[i] > border[*number]) ++*number;
     }
+    esz_count_listed(l, rows, sums);
     for (turn = 0; turn < steps && moved; turn++) {
-        esz_count_listed(l, rows, sums);
         esz_share_prices(price, sums, ESZ_ROW_CLASSES, unit);
         for (i = moved = 0; i < l->count; i++) {
-            const uint8_t now = (uint8_t)esz_cheapest_class(esz_listed_paid(l, i, price));
-            moved |= now ^ rows->number[i * l->step];
+            const uint16_t *t = esz_row_token(l, i, 0), *end = esz_row_token(l, i, 1);
+            const uint8_t now = (uint8_t)esz_cheapest_class(esz_paid(t, end, price)), old = rows->number[i * l->step];
+            if (now == old) continue;
+            moved = 1;
             rows->number[i * l->step] = now;
+            for (; t < end; t++) {
+                sums[512 * (size_t)old + *t]--;
+                sums[512 * (size_t)now + *t]++;
+            }
         }
     }
-    if (moved) esz_count_listed(l, rows, sums);
     free(tally);
     free(cost);
     return 1;

@@ -1,5 +1,4 @@
-/* Encoder, private: walks a block's elements the way an alphabet sees them. The same walk counts symbols, prices them
- * and writes codes, so that counted and written symbols cannot differ.
+/* Encoder, private: what a segment is made of, as an alphabet sees it, and the writing of codes.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef ESZ_WALK_H
@@ -7,6 +6,12 @@
 
 #include "esz_hash.h"
 #include "esz_huffman.h"
+
+/* x86-64 has SSE2 always; bits are gathered and spread in one step since BMI2 (2013), so ask the CPU. */
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#define ESZ_BMI2 __attribute__((target("bmi,bmi2,popcnt")))
+#endif
 
 typedef struct {
     unsigned alphabet, nibble, cap, fill;
@@ -37,7 +42,6 @@ typedef struct {
     uint8_t *p;
     uint64_t bits;
     unsigned held;
-    const esz_codebook *first, *second;
 } esz_writer;
 
 /* Writes all whole bytes, so that at least 57 bits are free: room for 5 codes. */
@@ -49,9 +53,10 @@ static inline void esz_push(esz_writer *w) {
     w->held &= 7;
 }
 
-static inline void esz_emit(esz_writer *w, const esz_codebook *b, unsigned symbol) {
-    w->bits |= (uint64_t)b->code[symbol] << w->held;
-    w->held += b->bits[symbol];
+/* Puts a code, as esz_codes.entry has it. */
+static inline void esz_emit(esz_writer *w, uint32_t entry) {
+    w->bits |= (uint64_t)(entry & 0xFFFFu) << w->held;
+    w->held += entry >> 16;
 }
 
 /* The sentinel bit and zero bits to the end of its byte. */
@@ -98,255 +103,135 @@ static inline unsigned esz_group_mask(const uint8_t *d, size_t i, size_t m, unsi
     return mask;
 }
 
-/* The walks are compiled once for each use, with the sink in registers. */
+/* Functions that are compiled once for each kind of element. */
 #if defined(__GNUC__)
 #define ESZ_ALWAYS static inline __attribute__((always_inline))
 #else
 #define ESZ_ALWAYS static inline
 #endif
 
-/* Where tokens go: they are counted (`counts`, 2 x 256 for each class), priced (`price`, 2 x 256), listed (`list`, as
- * 256 table + symbol), or written. */
-typedef struct {
-    uint32_t *counts;
-    const uint64_t *price;
-    uint64_t paid;
-    uint16_t *list;
-    esz_writer *writer;
-    const esz_codebook (*books)[2]; /* of each class; writing */
-    const esz_rows *rows;           /* or null */
-    size_t start;                   /* the block's first item within the segment */
-    size_t row_end;                 /* counted within the block, as the walk counts */
-    uint32_t *now;                  /* the counts of the row's class */
-} esz_sink;
-
-enum { ESZ_COUNT, ESZ_PRICE, ESZ_LIST, ESZ_WRITE };
-
-/* Turns to the class of item `at` of the block. */
-ESZ_ALWAYS void esz_turn(esz_sink *k, size_t at) {
-    size_t row = k->rows != NULL ? (k->start + at) / k->rows->items : 0;
-    unsigned number = k->rows != NULL ? k->rows->number[row] : 0;
-    k->row_end = k->rows != NULL ? (row + 1) * k->rows->items - k->start : ~(size_t)0;
-    if (k->counts != NULL) k->now = k->counts + 512 * (size_t)number;
-    if (k->writer == NULL) return;
-    k->writer->first = &k->books[number][0];
-    k->writer->second = &k->books[number][1];
-}
-
-ESZ_ALWAYS void esz_token(esz_sink *k, const int mode, unsigned table, unsigned symbol) {
-    if (mode == ESZ_WRITE)
-        esz_emit(k->writer, table ? k->writer->second : k->writer->first, symbol);
-    else if (mode == ESZ_PRICE)
-        k->paid += k->price[256 * table + symbol];
-    else if (mode == ESZ_LIST)
-        *k->list++ = (uint16_t)(256 * table + symbol);
-    else
-        k->now[256 * table + symbol]++;
-}
-
-static void esz_count_bytes(const uint8_t *d, size_t n, uint32_t *counts) {
-    uint32_t part[3][256]; /* with the caller's four tables, so that equal neighbours do not wait for each other */
-    size_t i;
-    if (n < 2048) {
-        for (i = 0; i < n; i++) counts[d[i]]++;
-        return;
-    }
-    memset(part, 0, sizeof part);
-    for (i = 0; i + 4 <= n; i += 4) {
-        counts[d[i]]++;
-        part[0][d[i + 1]]++;
-        part[1][d[i + 2]]++;
-        part[2][d[i + 3]]++;
-    }
-    for (; i < n; i++) counts[d[i]]++;
-    for (i = 0; i < 256; i++) counts[i] += part[0][i] + part[1][i] + part[2][i];
-}
-
-static void esz_put_bytes(const uint8_t *d, size_t from, size_t to, size_t step, esz_writer *to_writer) {
-    esz_writer w = *to_writer;
-    size_t i = from;
-    for (; i + 4 * step < to; i += 5 * step) {
-        esz_emit(&w, w.first, d[i]);
-        esz_emit(&w, w.first, d[i + step]);
-        esz_emit(&w, w.first, d[i + 2 * step]);
-        esz_emit(&w, w.first, d[i + 3 * step]);
-        esz_emit(&w, w.first, d[i + 4 * step]);
-        esz_push(&w);
-    }
-    for (; i < to; i += step) {
-        esz_emit(&w, w.first, d[i]);
-        esz_push(&w);
-    }
-    *to_writer = w;
-}
-
-ESZ_ALWAYS void esz_walk_bytes(const uint8_t *d, size_t from, size_t to, size_t step, esz_sink *k, const int mode) {
-    size_t i, end, next;
-    for (i = from; i < to; i = next) {
-        esz_turn(k, i);
-        end = k->row_end < to ? k->row_end : to;
-        next = i + (end - i + step - 1) / step * step; /* rows end at multiples of 8, so it is in the next one */
-        if (mode == ESZ_WRITE)
-            esz_put_bytes(d, i, end, step, k->writer);
-        else if (mode == ESZ_COUNT)
-            esz_count_bytes(d + i, end - i, k->now);
-        else
-            for (; i < end; i++) esz_token(k, mode, 0, d[i]);
-    }
-}
-
-ESZ_ALWAYS void esz_walk_pairs(const uint8_t *d, size_t from, size_t to, size_t step, esz_sink *k, const int mode) {
-    size_t i;
-    for (i = from; i < to; i += step) {
-        esz_token(k, mode, 0, d[i] & 15u);
-        esz_token(k, mode, 0, d[i] >> 4);
-        if (mode == ESZ_WRITE) esz_push(k->writer);
-    }
-}
-
-ESZ_ALWAYS void esz_walk_gaps(const uint8_t *d, size_t from, size_t to, size_t cap, unsigned fill,
-                                 const unsigned nibble, esz_sink *k, const int mode) {
-    size_t i, j, next = from, gap; /* `next`: the element behind the last value */
-    for (i = from; i < to; i += 64) {
-        uint64_t mask = 0; /* of 64 elements at a time: where it ends cannot be predicted, and costs */
-        for (j = 0; j < 64 && j < to - i; j += 8)
-            mask |= (uint64_t)esz_group_mask(d, i + j, to - i - j < 8 ? to - i - j : 8, fill, nibble) << j;
-        for (; mask != 0; mask &= mask - 1) {
-            size_t other = i + esz_lowest_bit(mask);
-            for (gap = other - next; gap >= cap; gap -= cap, next += cap) {
-                if (next >= k->row_end) esz_turn(k, next);
-                esz_token(k, mode, 0, (unsigned)cap);
-                if (mode == ESZ_WRITE) esz_push(k->writer);
+/* Which of the 64 elements from `i` on, or of those below `to`, are not the fill value. `bytes`, if it is not null,
+ * gets the elements as bytes. */
+ESZ_ALWAYS uint64_t esz_mask64(const uint8_t *d, size_t i, size_t to, unsigned fill, const unsigned nibble,
+                               uint8_t *bytes) {
+    uint64_t mask = 0;
+    size_t j;
+#if defined(ESZ_BMI2)
+    if (to - i >= 64) {
+        const __m128i want = _mm_set1_epi8((char)fill), low = _mm_set1_epi8(15);
+        for (j = 0; j < 64; j += 16 << nibble) {
+            const __m128i x = _mm_loadu_si128((const __m128i *)(const void *)(d + ((i + j) >> nibble)));
+            if (nibble) {
+                const __m128i even = _mm_and_si128(x, low), odd = _mm_and_si128(_mm_srli_epi16(x, 4), low);
+                const __m128i first = _mm_unpacklo_epi8(even, odd), second = _mm_unpackhi_epi8(even, odd);
+                mask |= (uint64_t)(unsigned)_mm_movemask_epi8(_mm_cmpeq_epi8(first, want)) << j;
+                mask |= (uint64_t)(unsigned)_mm_movemask_epi8(_mm_cmpeq_epi8(second, want)) << (j + 16);
+                if (bytes != NULL) {
+                    _mm_storeu_si128((__m128i *)(void *)(bytes + j), first);
+                    _mm_storeu_si128((__m128i *)(void *)(bytes + j + 16), second);
+                }
+            } else {
+                mask |= (uint64_t)(unsigned)_mm_movemask_epi8(_mm_cmpeq_epi8(x, want)) << j;
             }
-            if (next >= k->row_end) esz_turn(k, next);
-            esz_token(k, mode, 0, (unsigned)gap);
-            esz_token(k, mode, 1, esz_element(d, other, nibble));
-            if (mode == ESZ_WRITE) esz_push(k->writer);
-            next = other + 1;
         }
+        return ~mask;
     }
-    for (; next < to; next += gap) {
-        gap = to - next < cap ? to - next : cap;
-        if (next >= k->row_end) esz_turn(k, next);
-        esz_token(k, mode, 0, (unsigned)gap);
-        if (mode == ESZ_WRITE) esz_push(k->writer);
-    }
-}
-
-ESZ_ALWAYS void esz_walk_joint(const uint8_t *d, size_t from, size_t to, const esz_kind *kind, const unsigned nibble,
-                               esz_sink *k, const int mode) {
-    const unsigned pairs = kind->cap * kind->top, fill = kind->fill;
-    const size_t cap = kind->cap;
-    size_t i, j, next = from, gap, run;
-    for (i = from; i < to; i += 64) {
-        uint64_t mask = 0;
-        for (j = 0; j < 64 && j < to - i; j += 8)
-            mask |= (uint64_t)esz_group_mask(d, i + j, to - i - j < 8 ? to - i - j : 8, fill, nibble) << j;
-        for (; mask != 0; mask &= mask - 1) {
-            size_t other = i + esz_lowest_bit(mask);
-            unsigned value = esz_element(d, other, nibble);
-            for (gap = other - next; gap >= cap; gap -= run * cap, next += run * cap) {
-                run = gap / cap < ESZ_JOINT_RUNS ? gap / cap : ESZ_JOINT_RUNS;
-                if (next >= k->row_end) esz_turn(k, next);
-                esz_token(k, mode, 0, pairs + (unsigned)run - 1);
-                if (mode == ESZ_WRITE) esz_push(k->writer);
-            }
-            if (next >= k->row_end) esz_turn(k, next);
-            esz_token(k, mode, 0, (unsigned)gap * kind->top + value - (value > fill));
-            if (mode == ESZ_WRITE) esz_push(k->writer);
-            next = other + 1;
-        }
-    }
-    for (; next < to; next += run * cap) { /* the last run may reach past the end */
-        run = (to - next + cap - 1) / cap < ESZ_JOINT_RUNS ? (to - next + cap - 1) / cap : ESZ_JOINT_RUNS;
-        if (next >= k->row_end) esz_turn(k, next);
-        esz_token(k, mode, 0, pairs + (unsigned)run - 1);
-        if (mode == ESZ_WRITE) esz_push(k->writer);
-    }
-}
-
-ESZ_ALWAYS void esz_walk_masks(const uint8_t *d, size_t from, size_t to, unsigned fill, const unsigned nibble,
-                                  esz_sink *k, const int mode) {
-    size_t i;
-    for (i = from; i < to; i += 8) {
-        unsigned mask = esz_group_mask(d, i, to - i < 8 ? to - i : 8, fill, nibble), n = 0;
-        if (i >= k->row_end) esz_turn(k, i);
-        esz_token(k, mode, 0, mask);
-        for (; mask != 0; mask &= mask - 1) {
-            esz_token(k, mode, 1, esz_element(d, i + esz_lowest_bit(mask), nibble));
-            if (mode == ESZ_WRITE && ++n == 4) esz_push(k->writer);
-        }
-        if (mode == ESZ_WRITE) esz_push(k->writer);
-    }
-}
-
-ESZ_ALWAYS void esz_walk(const uint8_t *d, size_t from, size_t to, size_t step, const esz_kind *k, esz_sink *sink,
-                            const int mode) {
-    esz_turn(sink, from);
-    if (k->alphabet == ESZ_PLAIN)
-        esz_walk_bytes(d, from, to, step, sink, mode);
-    else if (k->alphabet == ESZ_PAIR)
-        esz_walk_pairs(d, from, to, step, sink, mode);
-    else if (k->alphabet == ESZ_GAP && k->nibble)
-        esz_walk_gaps(d, from, to, k->cap, k->fill, 1, sink, mode);
-    else if (k->alphabet == ESZ_GAP)
-        esz_walk_gaps(d, from, to, k->cap, k->fill, 0, sink, mode);
-    else if (k->alphabet == ESZ_JOINT && k->nibble)
-        esz_walk_joint(d, from, to, k, 1, sink, mode);
-    else if (k->alphabet == ESZ_JOINT)
-        esz_walk_joint(d, from, to, k, 0, sink, mode);
-    else if (k->nibble)
-        esz_walk_masks(d, from, to, k->fill, 1, sink, mode);
-    else
-        esz_walk_masks(d, from, to, k->fill, 0, sink, mode);
-}
-
-/* Counts the symbols of items `from` to `to` of a block that starts at item `start` of the segment into counts, 2 x 256
- * for each class of `rows` (or once, without rows). */
-static void esz_count(const uint8_t *d, size_t from, size_t to, const esz_kind *k, const esz_rows *rows, size_t start,
-                      uint32_t *counts) {
-    esz_sink sink = {NULL, NULL, 0, NULL, NULL, NULL, NULL, 0, 0, NULL};
-    sink.counts = counts;
-    sink.rows = rows;
-    sink.start = start;
-    esz_walk(d, from, to, 1, k, &sink, ESZ_COUNT);
-}
-
-/* What the symbols of items `from` to `to` cost, by the prices of each symbol. */
-static uint64_t esz_price(const uint8_t *d, size_t from, size_t to, const esz_kind *k, const uint64_t *price) {
-    esz_sink sink = {NULL, NULL, 0, NULL, NULL, NULL, NULL, 0, 0, NULL};
-    sink.price = price;
-    esz_walk(d, from, to, 1, k, &sink, ESZ_PRICE);
-    return sink.paid;
-}
-
-/* Lists the tokens of items `from` to `to` at `list`, which has room for 2 (to - from) + 2; returns where they end. */
-static uint16_t *esz_list(const uint8_t *d, size_t from, size_t to, const esz_kind *k, uint16_t *list) {
-    esz_sink sink = {NULL, NULL, 0, NULL, NULL, NULL, NULL, 0, 0, NULL};
-    sink.list = list;
-    esz_walk(d, from, to, 1, k, &sink, ESZ_LIST);
-    return sink.list;
-}
-
-/* Writes the codes of items `from` to `to` of a block (interleaved streams: every 8th). */
-static void esz_put(const uint8_t *d, size_t from, size_t to, size_t step, const esz_kind *k, const esz_rows *rows,
-                    size_t start, const esz_codebook (*books)[2], esz_writer *writer) {
-    esz_sink sink = {NULL, NULL, 0, NULL, NULL, NULL, NULL, 0, 0, NULL};
-    esz_writer w = *writer;
-    sink.writer = &w;
-    sink.books = books;
-    sink.rows = rows;
-    sink.start = start;
-    esz_walk(d, from, to, step, k, &sink, ESZ_WRITE);
-    *writer = w;
+#endif
+    for (j = 0; j < 64 && j < to - i; j += 8)
+        mask |= (uint64_t)esz_group_mask(d, i + j, to - i - j < 8 ? to - i - j : 8, fill, nibble) << j;
+    for (j = 0; bytes != NULL && j < 64 && j < to - i; j++) bytes[j] = (uint8_t)esz_element(d, i + j, nibble);
+    return mask;
 }
 
 static size_t esz_items(size_t bytes, const esz_kind *k) { return k->nibble ? 2 * bytes : bytes; }
+
+static int esz_is_sparse(const esz_kind *k) {
+    return k->alphabet == ESZ_GAP || k->alphabet == ESZ_MASK8 || k->alphabet == ESZ_JOINT;
+}
 
 /* Where stream `s` of `streams` chunked ones ends. */
 static size_t esz_chunk_end(size_t n, unsigned streams, unsigned s) {
     size_t q = ((n + streams - 1) / streams + 7) & ~(size_t)7;
     return q * (s + 1) < n ? q * (s + 1) : n;
+}
+
+/* Adds bytes up in four tables, so that equal neighbours do not wait for each other. */
+static void esz_count_four(const uint8_t *d, size_t n, uint32_t (*part)[256]) {
+    size_t i;
+    for (i = 0; i + 4 <= n; i += 4) {
+        part[0][d[i]]++;
+        part[1][d[i + 1]]++;
+        part[2][d[i + 2]]++;
+        part[3][d[i + 3]]++;
+    }
+    for (; i < n; i++) part[0][d[i]]++;
+}
+
+static void esz_count_bytes(const uint8_t *d, size_t n, uint32_t *counts) {
+    uint32_t part[4][256];
+    size_t i;
+    if (n < 1024) {
+        for (i = 0; i < n; i++) counts[d[i]]++;
+        return;
+    }
+    memset(part, 0, sizeof part);
+    esz_count_four(d, n, part);
+    for (i = 0; i < 256; i++) counts[i] += part[0][i] + part[1][i] + part[2][i] + part[3][i];
+}
+
+/* Counts of nibbles from counts of bytes. */
+static void esz_count_halves(const uint32_t *bytes, uint32_t *nibbles) {
+    unsigned i;
+    memset(nibbles, 0, 256 * sizeof *nibbles);
+    for (i = 0; i < 256; i++) {
+        nibbles[i & 15] += bytes[i];
+        nibbles[i >> 4] += bytes[i];
+    }
+}
+
+/* Puts five codes, which are put together beside the writer first: they need not wait for each other. */
+static inline void esz_emit5(esz_writer *w, uint32_t a, uint32_t b, uint32_t c, uint32_t d, uint32_t e) {
+    const uint64_t ab = (a & 0xFFFFu) | (uint64_t)(b & 0xFFFFu) << (a >> 16);
+    const uint64_t cd = (c & 0xFFFFu) | (uint64_t)(d & 0xFFFFu) << (c >> 16);
+    const unsigned ab_bits = (a >> 16) + (b >> 16), cd_bits = (c >> 16) + (d >> 16);
+    const uint64_t all = ab | (cd | (uint64_t)(e & 0xFFFFu) << cd_bits) << ab_bits;
+    w->bits |= all << w->held;
+    w->held += ab_bits + cd_bits + (e >> 16);
+    esz_push(w);
+}
+
+/* Codes of the bytes from, from + step, ... below `to`. */
+static inline void esz_put_bytes(const uint8_t *d, size_t from, size_t to, size_t step, const uint32_t *entry,
+                                 esz_writer *writer) {
+    esz_writer w = *writer;
+    size_t i = from;
+    for (; i + 4 * step < to; i += 5 * step)
+        esz_emit5(&w, entry[d[i]], entry[d[i + step]], entry[d[i + 2 * step]], entry[d[i + 3 * step]],
+                  entry[d[i + 4 * step]]);
+    for (; i < to; i += step) {
+        esz_emit(&w, entry[d[i]]);
+        esz_push(&w);
+    }
+    *writer = w;
+}
+
+static void esz_put_pairs(const uint8_t *d, size_t from, size_t to, size_t step, const uint32_t *entry, esz_writer *w) {
+    size_t i;
+    for (i = from; i < to; i += step) {
+        esz_emit(w, entry[d[i] & 15u]);
+        esz_emit(w, entry[d[i] >> 4]);
+        esz_push(w);
+    }
+}
+
+static inline void esz_put_tokens(const uint16_t *t, const uint16_t *end, const uint32_t *entry, esz_writer *writer) {
+    esz_writer w = *writer;
+    for (; end - t >= 5; t += 5) esz_emit5(&w, entry[t[0]], entry[t[1]], entry[t[2]], entry[t[3]], entry[t[4]]);
+    for (; t < end; t++) {
+        esz_emit(&w, entry[*t]);
+        esz_push(&w);
+    }
+    *writer = w;
 }
 
 #endif
