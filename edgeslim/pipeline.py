@@ -36,6 +36,7 @@ from edgeslim.packaging.android import AndroidSettings, MavenCoordinates, write_
 from edgeslim.packaging.archive import apk_download_bytes, deflated_bytes
 from edgeslim.packaging.bundle import Bundle, file_entry, tokenizer_extras, write_manifest
 from edgeslim.packaging.tarball import write_tarball
+from edgeslim.packaging.tokenizer_file import TOKENIZER_FILE, write_tokenizer
 from edgeslim.pooling import pooling_from_folder
 from edgeslim.project import Plan
 from edgeslim.reference import class_labels, export_reference, graph_bytes
@@ -98,9 +99,16 @@ def run_build(
             work_dir=work,
             progress=progress,
         )
+        notes: list[str] = []
         recording = work / RECORDING_NAME
         recorded = samples.judged and record_outputs(context.reference, samples.evaluation, task, recording)
         extras = _extras(source, recording if recorded else None)
+        if source.tokenizer is not None:
+            device_tokenizer = work / TOKENIZER_FILE
+            if unfit := write_tokenizer(source.tokenizer, device_tokenizer):
+                notes.append(f"the loaders for devices take token ids, not texts: {unfit}")
+            else:
+                extras = (*extras, (f"tokenizer/{TOKENIZER_FILE}", device_tokenizer))
         if plan.budget.max_size_bytes is not None:
             other = _other_bytes(source, task, reference, extras, samples, plan, work)
             goal = _goal(plan.budget.max_size_bytes - other, graph_bytes(reference))
@@ -123,7 +131,7 @@ def run_build(
             artifact=ArtifactInfo(path=str(plan.out / artifact.package.name), bytes=artifact.package.stat().st_size),
             steps=tuple(steps.records),
             findings=(*findings, _build_memory()),
-            notes=(*samples.notes, *_calibration_notes(samples, plan, reference), *_host_notes(findings)),
+            notes=(*samples.notes, *notes, *_calibration_notes(samples, plan, reference), *_host_notes(findings)),
             environment={"edgeslim": __version__, "onnxruntime": runtime_version()},
         )
         if not report.failed():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["C_DIR", "JAVA_DIR", "LOADER_JAR"]
+__all__ = ["C_DIR", "JAVA_DIR", "LOADER_JAR", "UNICODE_TABLES"]
 
 C_DIR = Path(__file__).parent / "c"
 """``esz_load.h`` and ``esz_load.c``: C99 and POSIX."""
@@ -12,3 +12,6 @@ C_DIR = Path(__file__).parent / "c"
 JAVA_DIR = Path(__file__).parent / "java"
 LOADER_JAR = JAVA_DIR / "edgeslim-loader.jar"
 """The prebuilt Java loader, the ``classes.jar`` of every AAR. ``scripts/build_java.py`` builds it."""
+
+UNICODE_TABLES = Path(__file__).parent / "unicode.bin"
+"""What tokenizers must know of Unicode. ``scripts/make_unicode_tables.py`` writes it."""
