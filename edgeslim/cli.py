@@ -20,6 +20,7 @@ import typer
 
 from edgeslim import __version__
 from edgeslim.commands.check import check
+from edgeslim.commands.cmake_dir import cmake_dir
 from edgeslim.commands.doctor import doctor
 from edgeslim.commands.init import init
 from edgeslim.commands.inspect import inspect_model
@@ -45,6 +46,7 @@ app = typer.Typer(
 targets_app = typer.Typer(help="The devices that edgeslim knows.", invoke_without_command=True)
 app.add_typer(targets_app, name="targets")
 app.command("check")(check)
+app.command("cmake-dir")(cmake_dir)
 app.command("doctor")(doctor)
 app.command("init")(init)
 app.command("inspect")(inspect_model)

@@ -59,6 +59,7 @@ _LIBRARIES = (
 _BESIDE = ("config.json", "LICEN[SC]E*", "README.md")
 _TOKENIZER = ("*.json", "*.txt", "*.model", "*.bpe", "*.tiktoken")
 _FOLDER = (*_TOKENIZER, *_BESIDE, "*.safetensors", "*/config.json", "*/*/config.json")
+_SOURCES = (".py", ".c", ".h", ".jar", ".cmake", ".in")
 _STEP = "build"
 _PARTS = {"files": "", "settings": "the setting ", "versions": "the version of "}
 
@@ -68,7 +69,7 @@ def versions() -> Mapping[str, str]:
     """The versions that a result depends on: libraries, Python, the CPU's class, and edgeslim's own sources."""
     found = {name: _version(name) for name in _LIBRARIES}
     root = Path(__file__).parent
-    sources = sorted(path for path in root.rglob("*") if path.suffix in (".py", ".c", ".h", ".jar"))
+    sources = sorted(path for path in root.rglob("*") if path.suffix in _SOURCES)
     kernels = sorted((profile_folder() / "runtimes").glob("*.json"))
     return {
         **found,

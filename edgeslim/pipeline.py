@@ -35,6 +35,7 @@ from edgeslim.inputs import build_inputs, remember, versions
 from edgeslim.packaging.android import AndroidSettings, MavenCoordinates, write_aar, write_maven
 from edgeslim.packaging.archive import apk_download_bytes, deflated_bytes
 from edgeslim.packaging.bundle import Bundle, file_entry, tokenizer_extras, write_manifest
+from edgeslim.packaging.cmake_files import cmake_extras
 from edgeslim.packaging.tarball import write_tarball
 from edgeslim.packaging.tokenizer_file import TOKENIZER_FILE, write_tokenizer
 from edgeslim.pooling import pooling_from_folder
@@ -109,6 +110,8 @@ def run_build(
                 notes.append(f"the loaders for devices take token ids, not texts: {unfit}")
             else:
                 extras = (*extras, (f"tokenizer/{TOKENIZER_FILE}", device_tokenizer))
+        if plan.target.package.kind == "cmake":
+            extras = (*extras, *cmake_extras(source.name, plan.target.name, work / "cmake"))
         if plan.budget.max_size_bytes is not None:
             other = _other_bytes(source, task, reference, extras, samples, plan, work)
             goal = _goal(plan.budget.max_size_bytes - other, graph_bytes(reference))

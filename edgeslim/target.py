@@ -105,9 +105,13 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class PackageProfile:
-    """How the result is packed: ``aar`` (an Android library) or ``tar`` (the plain files in a ``.tar.gz``)."""
+    """How the result is packed.
 
-    kind: Literal["aar", "tar"] = "tar"
+    ``aar`` is an Android library, ``tar`` the plain files in a ``.tar.gz``, ``cmake`` the same with a package of
+    CMake's that compiles the loader in C.
+    """
+
+    kind: Literal["aar", "tar", "cmake"] = "tar"
     min_sdk: int = 24
 
 

@@ -1,4 +1,8 @@
-"""A phone or an emulator by adb, or any Linux board that runs its daemon."""
+"""A phone or an emulator by adb, or any Linux board that runs its daemon.
+
+``adb shell`` ends with status 0 and without a word where the device is lost meanwhile. So a script's last line tells
+its status, and where that line is missing the connection was.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from edgeslim.errors import DeviceError, MissingToolError, UsageError
 __all__ = ["open_adb"]
 
 BASES = ("/data/local/tmp", "/tmp")  # noqa: S108 - on the device, below which a folder of its own is made
+_END = "edgeslim-status "
 _LOST = re.compile(
     r"^(?:adb: )?(?:error: )?(?:device .*(?:not found|offline|unauthorized)|no devices|closed|.*connect failed)"
 )
@@ -32,7 +37,11 @@ class AdbChannel:
 
     def shell(self, script: str, *, timeout_s: float) -> Outcome:
         """See ``Channel``."""
-        return self._call("shell", "-T", "-n", script, timeout_s=timeout_s)
+        told = self._call("shell", "-T", "-n", f"({script}\n)\nprintf '\\n{_END}%d\\n' $?", timeout_s=timeout_s)
+        text, _, status = told.stdout.rpartition(f"\n{_END}")
+        if not status.strip().isdigit():
+            raise self._lost(told.stderr or "the connection was closed")
+        return Outcome(status=int(status), stdout=text, stderr=told.stderr)
 
     def send(self, source: Path, to: str, *, timeout_s: float) -> Outcome:
         """See ``Channel``."""
@@ -51,14 +60,17 @@ class AdbChannel:
             raise TimeoutError from error
         said = done.stderr.decode("utf-8", "replace").replace(self._serial, "the device")
         lines = said.strip().splitlines()
-        if done.returncode != 0 and lines and any(_LOST.match(line) for line in lines):
-            raise DeviceError(
-                self.label,
-                lines[-1][:300],
-                expected="a device that stays connected and has allowed debugging",
-                hint="`adb devices` lists what is attached",
-            )
+        if done.returncode != 0 and any(_LOST.match(line) for line in lines):
+            raise self._lost(lines[-1])
         return Outcome(status=done.returncode, stdout=done.stdout.decode("utf-8", "replace"), stderr=said)
+
+    def _lost(self, said: str) -> DeviceError:
+        return DeviceError(
+            self.label,
+            said.strip()[:300],
+            expected="a device that stays connected and has allowed debugging",
+            hint="`adb devices` lists what is attached",
+        )
 
 
 @contextmanager

@@ -67,6 +67,10 @@ class LocalDevice:
         if prefix and (self._folder / PLUGIN_NAME).is_file():
             prefix += ["-plugin", f"{self._folder / PLUGIN_NAME},out={self._folder / MARKS_NAME}"]
         environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
+        if self.emulated:  # what lies where in memory decides how some bytes are copied, so it must not change
+            environment = {key: environment[key] for key in ("ORT_DISABLE_TELEMETRY", "OMP_NUM_THREADS")}
+            fixed = shutil.which("setarch")
+            prefix = [*([fixed, "-R"] if fixed else []), *prefix]
         try:
             done = subprocess.run(
                 [*prefix, self.path(words[0]), *words[1:]],

@@ -1,9 +1,9 @@
 """A device behind a shell: what ssh and adb have in common.
 
 The folder on the device is itself the lock: ``mkdir`` makes it or fails, so two checks can't share a device. In it lies
-the time, by the device's own clock, until which it counts; after a check that lost its connection the next one takes it
-over once that has passed. A program runs beside a watchdog on the device, which ends it in time even when nobody is
-connected any more.
+the time, by the device's own clock, until which it counts, set anew by each longer step; after a check that lost its
+connection the next one takes it over once that has passed. A program runs beside a watchdog on the device, which ends
+it in time even when nobody is connected any more.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Channel", "RemoteDevice", "open_remote"]
 SHORT_S = 30.0
 SEND_BYTES_A_SECOND = 200_000
 LOCK_SLACK_S = 120
-SESSION_S = 3600
+PREPARATION_S = 1200
 MAX_OUTPUT_BYTES = 1 << 20
 SPARE_BYTES = 8 << 20
 BUSY, NO_ROOM_TO_LOCK = 11, 12
@@ -70,9 +70,11 @@ class RemoteDevice:
     def push(self, files: Mapping[str, Path]) -> None:
         """See ``Device``."""
         sizes = {name: source.stat().st_size for name, source in files.items()}
+        patiences = {name: SHORT_S + size / SEND_BYTES_A_SECOND for name, size in sizes.items()}
+        self._shell(self._hold(sum(patiences.values())), "lock")
         self._need(sum(sizes.values()))
         for name, source in files.items():
-            patience = SHORT_S + sizes[name] / SEND_BYTES_A_SECOND
+            patience = patiences[name]
             try:
                 sent = self._channel.send(source, self.path(name), timeout_s=patience)
             except TimeoutError as error:
@@ -99,6 +101,7 @@ class RemoteDevice:
         program = shlex.join([self.path(words[0]), *words[1:]])
         script = (
             f"cd {shlex.quote(self._folder)} || exit 125\n"
+            f"{self._hold(timeout_s)}\n"
             f"ORT_DISABLE_TELEMETRY=1 LD_LIBRARY_PATH=. {program} >stdout.txt 2>stderr.txt </dev/null &\n"
             "p=$!; echo $p >pid\n"
             f"( sleep {int(timeout_s) + 1}; kill -9 $p ) >/dev/null 2>&1 </dev/null &\n"
@@ -121,6 +124,10 @@ class RemoteDevice:
         with suppress(TimeoutError):
             return self._channel.shell(script, timeout_s=SHORT_S).stdout
         return ""
+
+    def _hold(self, seconds: float) -> str:
+        """The command that keeps the lock for another ``seconds``, and for what comes after them."""
+        return f"echo $(($(date +%s) + {int(seconds) + LOCK_SLACK_S})) >{shlex.quote(self._folder)}/until"
 
     def _need(self, size: int) -> None:
         told = self._shell(f"df -k {shlex.quote(self._folder)}", "df").stdout.splitlines()
@@ -183,7 +190,7 @@ def _take(channel: Channel, bases: Sequence[str]) -> str:
         f"  [ $u -lt $n ] && [ -d $l ] || exit {BUSY}\n"
         f"  rm -rf $l; mkdir -m 700 $l || exit {BUSY}\n"
         "fi\n"
-        f"echo $((n + {SESSION_S + LOCK_SLACK_S})) >$l/until; echo $l"
+        f"echo $((n + {PREPARATION_S + LOCK_SLACK_S})) >$l/until; echo $l"
     )
     try:
         taken = channel.shell(script, timeout_s=SHORT_S)

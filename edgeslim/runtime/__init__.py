@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["C_DIR", "JAVA_DIR", "LOADER_JAR", "UNICODE_TABLES"]
+__all__ = ["CODEC_C_DIR", "C_DIR", "JAVA_DIR", "LOADER_JAR", "UNICODE_TABLES"]
 
 C_DIR = Path(__file__).parent / "c"
-"""``esz_load.h`` and ``esz_load.c``: C99 and POSIX."""
+"""The loader in C, C99 and POSIX: ``edgeslim.h`` for a whole package, ``esz_load.h`` for its weights alone."""
+
+CODEC_C_DIR = Path(__file__).parent.parent / "codec" / "c"
+"""The decoder that it is compiled with."""
 
 JAVA_DIR = Path(__file__).parent / "java"
 LOADER_JAR = JAVA_DIR / "edgeslim-loader.jar"

@@ -1,0 +1,44 @@
+# Defines edgeslim::loader, a static library: a package's files to an open session of ONNX Runtime (edgeslim.h).
+#
+# Compiled from source by the project that uses it, with that project's compiler and flags, so one package serves every
+# machine. ONNX Runtime is taken as onnxruntime::onnxruntime, or found: ONNXRUNTIME_INCLUDE_DIR names the folder of
+# onnxruntime_c_api.h, ONNXRUNTIME_LIBRARY the library.
+include_guard(GLOBAL)
+
+if(NOT TARGET onnxruntime::onnxruntime AND NOT ONNXRUNTIME_LIBRARY)
+  find_package(onnxruntime CONFIG QUIET)
+endif()
+if(NOT TARGET onnxruntime::onnxruntime)
+  find_path(ONNXRUNTIME_INCLUDE_DIR onnxruntime_c_api.h PATH_SUFFIXES onnxruntime onnxruntime/core/session)
+  find_library(ONNXRUNTIME_LIBRARY NAMES onnxruntime)
+  if(NOT ONNXRUNTIME_INCLUDE_DIR OR NOT ONNXRUNTIME_LIBRARY)
+    message(FATAL_ERROR "edgeslim: no ONNX Runtime for the device. Set ONNXRUNTIME_INCLUDE_DIR to the folder of "
+                        "onnxruntime_c_api.h and ONNXRUNTIME_LIBRARY to its libonnxruntime.so.")
+  endif()
+  add_library(onnxruntime::onnxruntime UNKNOWN IMPORTED GLOBAL)
+  set_target_properties(onnxruntime::onnxruntime PROPERTIES
+    IMPORTED_LOCATION "${ONNXRUNTIME_LIBRARY}" INTERFACE_INCLUDE_DIRECTORIES "${ONNXRUNTIME_INCLUDE_DIR}")
+endif()
+
+enable_language(C)
+set(_edgeslim_folders "${CMAKE_CURRENT_LIST_DIR}/loader") # inside a package
+if(NOT IS_DIRECTORY "${_edgeslim_folders}") # where edgeslim itself is installed
+  get_filename_component(_edgeslim_root "${CMAKE_CURRENT_LIST_DIR}/.." ABSOLUTE)
+  set(_edgeslim_folders "${_edgeslim_root}/runtime/c" "${_edgeslim_root}/codec/c")
+endif()
+set(_edgeslim_sources)
+foreach(_edgeslim_name IN ITEMS edgeslim.c esz_load.c esz.c esz_token.c)
+  foreach(_edgeslim_folder IN LISTS _edgeslim_folders)
+    if(EXISTS "${_edgeslim_folder}/${_edgeslim_name}")
+      list(APPEND _edgeslim_sources "${_edgeslim_folder}/${_edgeslim_name}")
+    endif()
+  endforeach()
+endforeach()
+add_library(edgeslim_loader STATIC ${_edgeslim_sources})
+add_library(edgeslim::loader ALIAS edgeslim_loader)
+target_include_directories(edgeslim_loader PUBLIC ${_edgeslim_folders})
+target_compile_features(edgeslim_loader PRIVATE c_std_99)
+# The decoder's loops are what a first start waits for: fast also where the project itself is built for size.
+target_compile_options(edgeslim_loader PRIVATE $<$<C_COMPILER_ID:GNU,Clang,AppleClang>:-O3>)
+set_target_properties(edgeslim_loader PROPERTIES POSITION_INDEPENDENT_CODE ON)
+target_link_libraries(edgeslim_loader PUBLIC onnxruntime::onnxruntime m)
