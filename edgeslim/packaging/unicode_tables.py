@@ -59,7 +59,10 @@ def pack_segments(segments: Iterable[tuple[int, int]], mask: int) -> bytes:
 
 def pack_map(mapping: Mapping[int, tuple[int, ...]]) -> tuple[tuple[int, int, int, int], bytes]:
     """A map's counts (runs, pairs, pool, short pairs) and its bytes."""
-    runs, pairs, pool, short = [], [], [], []
+    runs: list[bytes] = []
+    pairs: list[bytes] = []
+    pool: list[int] = []
+    short: list[bytes] = []
     left = sorted(mapping)
     while left:
         start, count, step = _longest_run(mapping, left)
