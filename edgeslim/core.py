@@ -80,12 +80,14 @@ class Quiet:
 class Batch:
     """Inputs of one run, and what is known about its rows.
 
-    ``labels`` holds one class index a row where the data has labels; ``rows`` is the number of samples.
+    ``labels`` holds one class index a row where the data has labels; ``rows`` is the number of samples. Of a window of
+    running text the last ``scored`` tokens count; ``None`` for anything else.
     """
 
     feed: Feed
     rows: int
     labels: tuple[int, ...] = ()
+    scored: int | None = None
 
 
 class Task(Protocol):
@@ -137,6 +139,7 @@ class Context:
     Stages on the torch model have ``training``, where the project names such data, the float original as ``teacher``
     (an ``edgeslim.training.torch_model.TorchModel``, frozen), and a folder for ``checkpoints`` that outlives a killed
     build. ``goal_bytes`` is what graph and coded weights may take together, where a budget limits the package's size.
+    Of a language model there is the ``checkpoint`` (an ``edgeslim.decoders.checkpoint.Checkpoint``).
     """
 
     target: TargetProfile
@@ -151,6 +154,7 @@ class Context:
     device: str = "cpu"
     checkpoints: Path | None = None
     goal_bytes: int | None = None
+    checkpoint: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)

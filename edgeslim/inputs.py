@@ -218,7 +218,10 @@ def _model_files(source: Source) -> Iterator[Path]:
     """The files of a model: a Hugging Face folder's, or an ONNX file, its external weights, and what lies beside it."""
     if source.path is None or source.kind == "module":
         return
-    if source.kind == "onnx":
+    if source.kind == "gguf":
+        yield source.path
+        yield from _matching(source.path.parent, ("LICEN[SC]E*",))
+    elif source.kind == "onnx":
         yield source.path
         yield from _external_files(source.path)
         yield from _matching(source.path.parent, _BESIDE)

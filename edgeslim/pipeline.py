@@ -29,6 +29,7 @@ from edgeslim.core import Artifact, ArtifactInfo, Batch, Budget, Context, Feed, 
 from edgeslim.datasets.calibration import judge_calibration
 from edgeslim.datasets.recording import RECORDING_NAME, record_outputs
 from edgeslim.datasets.samples import Samples, fixed_length_feed, hash_batches
+from edgeslim.decoders.language_source import complete_task
 from edgeslim.graphs import graph
 from edgeslim.graphs.freeze import fixed_length
 from edgeslim.inputs import build_inputs, remember, versions
@@ -47,7 +48,7 @@ from edgeslim.stage_cost import pack_weights
 from edgeslim.stage_runs import check_source, run_stages
 from edgeslim.steps import StepFacts, Steps, hash_folder
 from edgeslim.target import TargetProfile
-from edgeslim.task import ImageClassification, resolve_task
+from edgeslim.task import CausalLM, ImageClassification, resolve_task
 from edgeslim.workspace import publish, scratch_folder
 
 __all__ = ["check_cost", "run_build", "timed_feed"]
@@ -84,6 +85,8 @@ def run_build(
         plan.task, config=source.config, labels=class_labels(source, plan), pooling=pooling, folder=plan.base
     )
     check_source(source, plan)
+    if isinstance(task, CausalLM):
+        task = complete_task(task, source, plan.data)
     before = None if cache is None else build_inputs(plan)
     with scratch_folder(plan.out) as work:
         steps = Steps(work, cache, versions(), progress)
@@ -99,6 +102,7 @@ def run_build(
             seed=plan.seed,
             work_dir=work,
             progress=progress,
+            checkpoint=exported.checkpoint,
         )
         notes: list[str] = []
         recording = work / RECORDING_NAME

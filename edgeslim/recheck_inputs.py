@@ -19,6 +19,8 @@ from edgeslim.datasets.encoding import encode_examples, load_tokenizer
 from edgeslim.datasets.images import PIXELS, load_pixels
 from edgeslim.datasets.preprocessing import Preprocessing, PreprocessingOptions
 from edgeslim.datasets.samples import DataOptions, Samples, hash_batches, load_samples
+from edgeslim.decoders.generation import empty_cache
+from edgeslim.decoders.language_source import load_windows
 from edgeslim.errors import BadInputError, UsageError
 from edgeslim.fields import parse_fields
 from edgeslim.packaging.manifest import Manifest
@@ -86,6 +88,8 @@ def evaluation_samples(
     Raises:
         BadInputError: the data can't be used with this package.
     """
+    if isinstance(task, tasks.CausalLM):
+        return _evaluation_windows(manifest, task, data, tokenizer)
     labels = manifest.task.get("labels")
     table = {str(name): index for index, name in enumerate(labels)} if isinstance(labels, list) and labels else None
     options = data_options(manifest, data)
@@ -119,6 +123,21 @@ def evaluation_samples(
                 note = f"{data} is what the build split: evaluated on the part that it held out"
                 return dataclasses.replace(samples, notes=(note,))
     return Samples(calibration=(), evaluation=whole)
+
+
+def _evaluation_windows(manifest: Manifest, task: tasks.CausalLM, data: str | None, tokenizer: Path | None) -> Samples:
+    """Windows of running text: all of ``data``, or Python's manual."""
+    if tokenizer is None:
+        raise BadInputError("package", "a language model without a tokenizer", expected="one that edgeslim built")
+    inputs = manifest.signature.get("inputs")
+    empty = empty_cache(
+        [dict(item) for item in inputs if isinstance(item, Mapping)] if isinstance(inputs, list) else []
+    )
+    options = dataclasses.replace(data_options(manifest, data), stride=task.stride)
+    if data is None:
+        return load_windows(options, Path(), tokenizer, empty, seed=0)
+    whole = dataclasses.replace(options, file=None, calibration=options.file, evaluation=options.file)
+    return dataclasses.replace(load_windows(whole, Path(), tokenizer, empty, seed=0), calibration=())
 
 
 def example_feed(manifest: Manifest) -> Feed | None:

@@ -16,6 +16,8 @@ from edgeslim.core import Batch, Feed, Task, TrainingData
 from edgeslim.datasets.images import class_names
 from edgeslim.datasets.preprocessing import Preprocessing, resolve_preprocessing
 from edgeslim.datasets.samples import Samples, hash_batches, load_samples
+from edgeslim.decoders.checkpoint import Checkpoint
+from edgeslim.decoders.language_source import empty_inputs, export_decoder, load_windows, open_checkpoint
 from edgeslim.errors import BadInputError
 from edgeslim.graphs import graph
 from edgeslim.graphs.freeze import freeze_shapes
@@ -26,6 +28,7 @@ from edgeslim.signature import InputSpec, check_feed, source_inputs
 from edgeslim.source import OwnModel, Source, load_huggingface, load_own
 from edgeslim.steps import StepFacts, Steps
 from edgeslim.task import (
+    CausalLM,
     Classification,
     FeatureExtraction,
     ImageClassification,
@@ -49,6 +52,7 @@ __all__ = [
 ]
 
 COMPARED_SAMPLES = 8
+COMPARED_WINDOWS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,7 @@ class Reference:
     """The float graph in ``folder``, the samples that fit its inputs, and what it takes to load its source again.
 
     ``compared`` are the samples that an export is compared with its source on; ``taken`` are the source's own inputs.
+    Of a language model ``checkpoint`` has the weights.
     """
 
     folder: Path
@@ -67,10 +72,13 @@ class Reference:
     classifier: bool
     images: bool
     own: OwnModel | None
+    checkpoint: Checkpoint | None = None
 
 
 def export_reference(source: Source, task: Task, plan: Plan, steps: Steps) -> Reference:
     """The folder of the float graph, compared with its source, and the samples that fit its inputs."""
+    if isinstance(task, CausalLM):
+        return _export_decoder(source, plan, steps)
     classifier = isinstance(task, TextClassification) or (
         not isinstance(task, FeatureExtraction) and is_classifier(source.config)
     )
@@ -137,6 +145,34 @@ def export_reference(source: Source, task: Task, plan: Plan, steps: Steps) -> Re
         classifier=classifier,
         images=images,
         own=own,
+    )
+
+
+def _export_decoder(source: Source, plan: Plan, steps: Steps) -> Reference:
+    """The same for a language model: windows of running text, and the graph written from its checkpoint."""
+    assert source.tokenizer is not None
+    checkpoint = open_checkpoint(source)
+    empty = empty_inputs(checkpoint.shape)
+    samples = load_windows(plan.data, plan.base, source.tokenizer, empty, seed=plan.seed)
+    compared = samples.calibration[:COMPARED_WINDOWS]
+    files = hash_model(source)
+
+    def make(folder: Path, scratch: Path) -> StepFacts:  # noqa: ARG001
+        made = export_decoder(checkpoint, compared, folder)
+        gc.collect()
+        return StepFacts(changed=1, bytes=graph_bytes(folder), metrics=made.metrics, engine=made.engine)
+
+    return Reference(
+        folder=steps.run("export", (source.kind, files, hash_batches(compared)), make),
+        samples=samples,
+        source=source,
+        compared=compared,
+        taken=tuple(InputSpec(name=name) for name in ("input_ids", *empty)),
+        labels=None,
+        classifier=False,
+        images=False,
+        own=None,
+        checkpoint=checkpoint,
     )
 
 

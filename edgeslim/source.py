@@ -4,6 +4,7 @@
 ``path/to/folder``     a Hugging Face model (``config.json`` and safetensors; pickles are refused)
 ``owner/name``         the same from the hub's cache or, where there is a network, the hub
 ``pkg://package/path`` such a folder or an ``.onnx`` file inside an installed Python package, found without importing
+``model.gguf``         a Llama-shaped language model in a GGUF file; its tokenizer comes out of the same file
 ``model.onnx``         an ONNX file, weights inline or in external files of the same folder
 ``module:callable``    own code: returns ``(nn.Module, example inputs[, dynamic shapes])``
 ====================== ======================================================================================
@@ -39,7 +40,7 @@ HUB_FILES = ["*.json", "*.safetensors", "vocab.txt", "merges.txt", "*.model", "1
 class Source:
     """A model that was found. ``config`` is its parsed ``config.json``; ``tokenizer`` the folder that holds one."""
 
-    kind: Literal["huggingface", "onnx", "module"]
+    kind: Literal["huggingface", "onnx", "gguf", "module"]
     spec: str
     name: str
     path: Path | None = None
@@ -180,6 +181,8 @@ def _name_inputs(spec: str, module: nn.Module, values: Any) -> dict[str, Any]:
 
 
 def _from_path(path: Path, spec: str, base: Path, tokenizer: str | None, name: str | None) -> Source:
+    if path.is_file() and path.suffix == ".gguf":
+        return _from_gguf(path.resolve(), spec, base, tokenizer, name)
     if path.is_file() and path.suffix == ".onnx":
         folder, kind = path.parent, "onnx"
     elif path.is_dir() and (path / "config.json").is_file():
@@ -196,7 +199,7 @@ def _from_path(path: Path, spec: str, base: Path, tokenizer: str | None, name: s
         raise BadInputError(
             spec,
             "a folder without config.json" if path.is_dir() else f"a file ending in {path.suffix or 'nothing'}",
-            expected="a Hugging Face folder (config.json, model.safetensors) or an .onnx file",
+            expected="a Hugging Face folder (config.json, model.safetensors), a .gguf or an .onnx file",
         )
     tokenizer_folder = _tokenizer_folder(base / tokenizer, spec) if tokenizer else _tokenizer_beside(folder)
     return Source(
@@ -208,6 +211,23 @@ def _from_path(path: Path, spec: str, base: Path, tokenizer: str | None, name: s
         config=_read_json(folder / "config.json") if (folder / "config.json").is_file() else {},
         licence=_licence(folder),
         licence_file=next(iter(sorted(item for item in folder.glob("LICEN[SC]E*") if item.is_file())), None),
+    )
+
+
+def _from_gguf(path: Path, spec: str, base: Path, tokenizer: str | None, name: str | None) -> Source:
+    from edgeslim.decoders.gguf import read_gguf_config
+    from edgeslim.decoders.gguf_tokenizer import extract_tokenizer
+
+    config = read_gguf_config(path)
+    return Source(
+        kind="gguf",
+        spec=spec,
+        name=_slug(name or path.stem),
+        path=path,
+        tokenizer=_tokenizer_folder(base / tokenizer, spec) if tokenizer else extract_tokenizer(path),
+        config=config,
+        licence=str(config["license"]) if config.get("license") else _licence(path.parent),
+        licence_file=next(iter(sorted(item for item in path.parent.glob("LICEN[SC]E*") if item.is_file())), None),
     )
 
 

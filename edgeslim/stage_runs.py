@@ -58,11 +58,11 @@ def check_source(source: Source, plan: Plan) -> None:
     Raises:
         BadInputError: the source can't be trained.
     """
-    if plan.recipe.torch and source.kind == "onnx":
+    if plan.recipe.torch and source.kind in ("onnx", "gguf"):
         name = next(named.name for named in plan.recipe.torch if named.stage.level == "torch")
         raise BadInputError(
             source.spec,
-            f"an ONNX file, and {name} works on a torch model",
+            f"{'an ONNX' if source.kind == 'onnx' else 'a GGUF'} file, and {name} works on a torch model",
             expected="a Hugging Face folder or id, or module:callable",
             hint=f"take {name} out of the recipe, or build from the model that the file was exported from",
         )

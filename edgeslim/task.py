@@ -9,6 +9,7 @@ task                    metrics                                              dro
 feature-extraction      cosine_mean, cosine_min, spearman, top10_overlap     1 - cosine_mean
 text-classification     accuracy, f1, the reference's own, agreement         accuracy lost; unlabelled: disagreement
 image-classification    the same                                             the same
+causal-lm               perplexity, its ratio to the reference's, agreement  the ratio less 1
 module:function         whatever the function returns                        its key ``drop``
 ======================  ===================================================  =====================================
 
@@ -30,21 +31,24 @@ from edgeslim.core import Batch, Feed, Progress, Runner, Task
 from edgeslim.custom_task import CustomTask
 from edgeslim.datasets.preprocessing import Preprocessing
 from edgeslim.errors import BadInputError, UsageError, near_miss
+from edgeslim.language_task import CausalLM
 from edgeslim.pooling import Pooling
 
 __all__ = [
+    "CausalLM",
     "Classification",
     "FeatureExtraction",
     "ImageClassification",
     "TextClassification",
     "is_classifier",
     "is_image_classifier",
+    "is_language_model",
     "resolve_task",
 ]
 
 Array = npt.NDArray[Any]
 
-TASK_NAMES = ("feature-extraction", "text-classification", "image-classification")
+TASK_NAMES = ("feature-extraction", "text-classification", "image-classification", "causal-lm")
 VECTOR_OUTPUTS = ("sentence_embedding", "last_hidden_state", "token_embeddings")
 MAX_PAIRWISE_ROWS = 2000
 
@@ -245,6 +249,7 @@ def resolve_task(
     if name is None:
         name = "text-classification" if is_classifier(config or {}) else "feature-extraction"
         name = "image-classification" if is_image_classifier(config or {}) else name
+        name = "causal-lm" if is_language_model(config or {}) else name
     if name == "feature-extraction":
         kind, normalize = pooling or ("mean", True)
         return FeatureExtraction(pooling=kind, normalize=normalize)
@@ -252,6 +257,8 @@ def resolve_task(
         return TextClassification(labels=tuple(labels) or _read_label_names(config or {}))
     if name == "image-classification":
         return ImageClassification(labels=tuple(labels) or _read_label_names(config or {}))
+    if name == "causal-lm":
+        return CausalLM()
     if ":" in name:
         return CustomTask(name, folder)
     raise UsageError(
@@ -270,6 +277,11 @@ def is_classifier(config: Mapping[str, object]) -> bool:
 def is_image_classifier(config: Mapping[str, object]) -> bool:
     """Whether a model's ``config.json`` says that it classifies pictures."""
     return _architecture(config).endswith("ForImageClassification")
+
+
+def is_language_model(config: Mapping[str, object]) -> bool:
+    """Whether a model's ``config.json`` says that it continues texts."""
+    return _architecture(config).endswith("ForCausalLM")
 
 
 def _architecture(config: Mapping[str, object]) -> str:

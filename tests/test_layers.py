@@ -48,6 +48,8 @@ LAYERS = {
     "stage_runs": 3,
     "stage_cost": 3,
     "datasets": 2,
+    "decoders": 2,
+    "language_task": 2,
     "graphs": 2,
     "quantizing": 2,
     "training": 2,

@@ -30,7 +30,8 @@ class DataOptions:
 
     Of a split file ``calibration_samples`` calibrate and the rest evaluates. Texts are cut at ``max_length`` tokens
     and, with ``pad``, padded to as many. ``training`` is a file that shares nothing with the evaluation data;
-    ``validation_share`` of it isn't trained on and decides when to stop.
+    ``validation_share`` of it isn't trained on and decides when to stop. Running text, of a language model, is read in
+    windows of ``max_length`` tokens, the next of which begins ``stride`` tokens later, half a window by default.
     """
 
     calibration: str | None = None
@@ -43,6 +44,7 @@ class DataOptions:
     calibration_samples: int = 128
     training: str | None = None
     validation_share: float = 0.1
+    stride: int | None = None
 
     def __post_init__(self) -> None:
         if self.file is not None and (self.calibration is not None or self.evaluation is not None):
@@ -52,8 +54,14 @@ class DataOptions:
         for name in ("max_length", "calibration_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
+        if self.stride is not None and not 0 < self.stride <= self.max_length:
+            raise ValueError(f"stride: {self.stride}, expected 1 to max_length")
         if not 0 < self.validation_share < 1:
             raise ValueError(f"validation_share: {self.validation_share}, expected more than 0 and less than 1")
+
+    def window_stride(self) -> int:
+        """The tokens between the beginnings of two windows."""
+        return self.stride or max(1, self.max_length // 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +177,9 @@ def fixed_length_feed(batches: Sequence[Batch], length: int) -> Feed:
         return {name: value[:1] for name, value in first.items()}
     made: dict[str, Any] = {}
     for name in first:
+        if first[name].ndim != 2:  # a KV cache
+            made[name] = first[name][:1]
+            continue
         tokens = np.concatenate([batch.feed[name][0] for batch in batches])
         made[name] = np.resize(tokens, length)[None].astype(first[name].dtype)
     return made

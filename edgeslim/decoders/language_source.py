@@ -1,0 +1,166 @@
+"""What a build of a language model starts from: its checkpoint, windows of running text, and the export compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeslim.core import Batch
+from edgeslim.datasets.builtin import builtin_text
+from edgeslim.datasets.encoding import load_tokenizer
+from edgeslim.datasets.running_text import cut_windows, encode_text, read_running_text
+from edgeslim.datasets.samples import BUILTIN_EVALUATION, DataOptions, Samples
+from edgeslim.decoders.chat_format import split_template
+from edgeslim.decoders.checkpoint import Checkpoint, SafetensorsCheckpoint
+from edgeslim.decoders.decoder_graph import past_names, write_decoder
+from edgeslim.decoders.gguf import GgufCheckpoint
+from edgeslim.decoders.shape import DecoderShape, shape_from_config
+from edgeslim.errors import BadInputError, CheckError
+from edgeslim.export import TOLERANCE, Export
+from edgeslim.language_task import CausalLM
+from edgeslim.session import max_difference, open_runner
+from edgeslim.source import Source
+
+__all__ = ["complete_task", "empty_inputs", "export_decoder", "load_windows", "open_checkpoint"]
+
+
+def open_checkpoint(source: Source) -> Checkpoint:
+    """The tensors of a Hugging Face folder or GGUF file.
+
+    Raises:
+        BadInputError: it isn't a Llama-shaped decoder, or own code.
+    """
+    if source.path is None or source.kind not in ("huggingface", "gguf"):
+        raise BadInputError(
+            source.spec,
+            f"a source of the kind {source.kind}",
+            expected="a Hugging Face folder or id, or a GGUF file, of a Llama-shaped decoder",
+        )
+    if source.kind == "gguf":
+        return GgufCheckpoint(source.path)
+    return SafetensorsCheckpoint(source.path, shape_from_config(source.config, f"{source.path}/config.json"))
+
+
+def complete_task(task: CausalLM, source: Source, options: DataOptions) -> CausalLM:
+    """``task`` with what the source says: the tokens that end an answer, and the chat template in pieces.
+
+    Raises:
+        BadInputError: there is no tokenizer, or its template is unusual.
+    """
+    if source.tokenizer is None:
+        raise BadInputError(
+            source.spec,
+            "no tokenizer",
+            expected="tokenizer.json beside the model",
+            hint="name its folder with the key `tokenizer`",
+        )
+    tokenizer = load_tokenizer(source.tokenizer)
+    ends = source.config.get("eos_token_id")
+    listed = ends if isinstance(ends, list) else [ends]
+    found = {item for item in (*listed, tokenizer.eos_token_id) if type(item) is int}
+    return replace(
+        task, stride=options.window_stride(), end_tokens=tuple(sorted(found)), chat=split_template(tokenizer)
+    )
+
+
+def empty_inputs(shape: DecoderShape) -> dict[str, Any]:
+    """A KV cache that holds nothing, by the names of a graph's inputs."""
+    nothing = np.zeros((1, shape.kv_heads, 0, shape.head_width), np.float32)
+    return dict.fromkeys(past_names(shape.layers), nothing)
+
+
+def load_windows(options: DataOptions, base: Path, tokenizer: Path, empty: Mapping[str, Any], *, seed: int) -> Samples:
+    """Windows that calibrate, which don't overlap, and windows that evaluate, which slide.
+
+    Of one file the beginning calibrates. Without a file the text is Python's own manual.
+
+    Raises:
+        BadInputError: a file can't be read, or is too short.
+    """
+    loaded = load_tokenizer(tokenizer)
+    length, stride = options.max_length, options.window_stride()
+
+    def windows(text: str, step: int) -> tuple[Batch, ...]:
+        return cut_windows(encode_text(text, loaded), length=length, stride=step, empty=empty)
+
+    if options.calibration is not None and options.evaluation is not None:
+        calibration, evaluation = (read_running_text(base / name) for name in (options.calibration, options.evaluation))
+        return Samples(
+            calibration=windows(calibration, length)[: options.calibration_samples],
+            evaluation=windows(evaluation, stride),
+        )
+    notes: tuple[str, ...] = ()
+    if options.file is None:
+        pieces = builtin_text(options.calibration_samples + BUILTIN_EVALUATION, seed)
+        text = "\n".join(piece.text for piece in pieces)
+        notes = ("no data given: calibrated and evaluated on English from Python's own manual (--data FILE)",)
+    else:
+        text = read_running_text(base / options.file)
+    tokens = encode_text(text, loaded)
+    cut = min(options.calibration_samples * length, len(tokens) // 2)
+    if cut < 2:
+        raise BadInputError("data", f"{len(tokens)} tokens", expected="a text that can be split in two")
+    return Samples(
+        calibration=cut_windows(tokens[:cut], length=length, stride=length, empty=empty),
+        evaluation=cut_windows(tokens[cut:], length=length, stride=stride, empty=empty),
+        notes=notes,
+    )
+
+
+def export_decoder(checkpoint: Checkpoint, samples: Sequence[Batch], folder: Path) -> Export:
+    """Writes the float graph, and compares its logits with those of transformers' model of the same weights.
+
+    Raises:
+        BadInputError: the checkpoint can't be used.
+        CheckError: the logits differ by more than 1e-3, and their directions by more than 1e-6.
+    """
+    wanted = _transformers_logits(checkpoint, samples)
+    path = write_decoder(checkpoint, folder)
+    runner = open_runner(path)
+    largest, smallest = 0.0, 1.0
+    for sample, logits in zip(samples, wanted, strict=True):
+        difference, cosine = max_difference({"logits": logits}, {"logits": runner(sample.feed)["logits"]})
+        largest, smallest = max(largest, difference), min(smallest, cosine)
+    if not largest <= TOLERANCE and not smallest >= 1 - 1e-6:
+        raise CheckError(
+            "export",
+            f"logits differ from the source model's by up to {largest:.3g} (cosine {smallest:.6f})",
+            expected=f"at most {TOLERANCE:g}",
+        )
+    metrics = {"export_max_abs_diff": largest, "export_cosine_min": smallest, "export_samples": float(len(samples))}
+    return Export(path=path, engine="decoder", metrics=metrics)
+
+
+def _transformers_logits(checkpoint: Checkpoint, samples: Sequence[Batch]) -> list[Any]:
+    import torch
+    import transformers
+
+    shape = checkpoint.shape
+    config = transformers.LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.feed_forward,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_width,
+        rms_norm_eps=shape.epsilon,
+        rope_theta=shape.rope_theta,
+        tie_word_embeddings=shape.tied,
+        max_position_embeddings=shape.context,
+        attn_implementation="eager",
+    )
+    with torch.device("meta"):
+        module = transformers.LlamaForCausalLM(config)
+    weights = {name: torch.from_numpy(checkpoint.read(name)) for name in shape.tensor_shapes()}
+    module.load_state_dict(weights, strict=False, assign=True)
+    if shape.tied:
+        module.tie_weights()
+    module.model.rotary_emb = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
+    module.eval()
+    with torch.no_grad():
+        return [module(torch.from_numpy(sample.feed["input_ids"])).logits.numpy() for sample in samples]

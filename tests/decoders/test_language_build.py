@@ -1,0 +1,80 @@
+"""A language model through the whole flow, from a GGUF file and from a Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny_llama
+
+import edgeslim
+from edgeslim.errors import BadInputError
+from edgeslim.recheck import CheckOptions, check_package
+
+PROJECT = """
+model = "{model}"
+name = "tiny"
+task = "causal-lm"
+
+[data]
+calibration = "calibration.txt"
+evaluation = "evaluation.txt"
+max_length = 32
+stride = 16
+
+[budget]
+max_drop = {drop}
+{steps}
+"""
+KEEP = """
+[[steps]]
+use = "keep_blocks"
+"""
+
+
+def project(folder: Path, model: str, steps: str = KEEP, drop: float = 0.05) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "edgeslim.toml").write_text(PROJECT.format(model=model, steps=steps, drop=drop))
+    (folder / "calibration.txt").write_text(tiny_llama.TEXT[:700])
+    (folder / "evaluation.txt").write_text("A dog of the lazy kind jumps 12 times over a fox. " * 6)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gguf") / "project"
+    project(folder, "m.gguf")
+    tiny_llama.write_gguf(folder / "m.gguf", {"ffn": "Q4_1", "weight": "Q8_0"})
+    report = edgeslim.build(target="linux-arm64", folder=folder, use_cache=False)
+    assert not report.failed(), report.failed()
+    return folder
+
+
+def test_a_gguf_file_keeps_its_blocks(built: Path) -> None:
+    report = json.loads((built / "out" / "linux-arm64" / "report.json").read_text())
+    found = {finding["metric"]: finding["value"] for finding in report["findings"]}
+    assert found["perplexity_ratio"] == pytest.approx(1, abs=0.02)
+    assert found["agreement"] > 0.9
+    export = report["steps"][0]
+    assert export["engine"] == "decoder"
+    assert export["metrics"]["export_max_abs_diff"] < 1e-3
+
+
+def test_its_package_is_checked_again(built: Path) -> None:
+    package = next((built / "out" / "linux-arm64").glob("*.tar.gz"))
+    report = check_package(
+        CheckOptions(package=str(package), data=str(built / "evaluation.txt"), reference=str(built / "m.gguf"))
+    )
+    assert not report.failed(), report.failed()
+    assert {finding.metric for finding in report.findings} >= {"perplexity", "perplexity_ratio"}
+
+
+def test_a_huggingface_folder(tmp_path: Path) -> None:
+    tiny_llama.write_huggingface(tmp_path / "model")
+    project(tmp_path / "project", str(tmp_path / "model"), steps="")
+    report = edgeslim.build(target="linux-arm64", folder=tmp_path / "project", use_cache=False)
+    assert not report.failed(), report.failed()
+    project(tmp_path / "other", str(tmp_path / "model"))
+    with pytest.raises(BadInputError, match="without blocks"):
+        edgeslim.build(target="linux-arm64", folder=tmp_path / "other", use_cache=False)
