@@ -32,6 +32,11 @@ class NamedStage:
     name: str
     stage: Stage[Any]
 
+    @property
+    def level(self) -> str:
+        """The stage's level; of one that takes either, ``torch`` where its settings ask for what no graph can lose."""
+        return "torch" if getattr(self.stage, "needs_module", False) else self.stage.level
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -75,8 +80,8 @@ def parse_recipe(tables: Sequence[Mapping[str, Any]], where: str, *, load_stages
     """
     numbered = enumerate(tables) if load_stages else ()
     stages = [_parse_stage(table, f"{where}: steps[{index}]") for index, table in numbered]
-    split = max((index + 1 for index, named in enumerate(stages) if named.stage.level == "torch"), default=0)
-    early = next((index for index, named in enumerate(stages[:split]) if named.stage.level == "graph"), None)
+    split = max((index + 1 for index, named in enumerate(stages) if named.level == "torch"), default=0)
+    early = next((index for index, named in enumerate(stages[:split]) if named.level == "graph"), None)
     if early is not None:
         raise BadInputError(
             f"{where}: steps[{early}]",

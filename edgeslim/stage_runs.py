@@ -59,7 +59,7 @@ def check_source(source: Source, plan: Plan) -> None:
         BadInputError: the source can't be trained.
     """
     if plan.recipe.torch and source.kind in ("onnx", "gguf"):
-        name = next(named.name for named in plan.recipe.torch if named.stage.level == "torch")
+        name = next(named.name for named in plan.recipe.torch if named.level == "torch")
         raise BadInputError(
             source.spec,
             f"{'an ONNX' if source.kind == 'onnx' else 'a GGUF'} file, and {name} works on a torch model",

@@ -76,8 +76,7 @@ class Distill(LoopOptions, PruningOptions, SharingOptions, SimulationOptions):
         layers = choose_layers(self.student_layers, available) if available else ()
         if self.student_layers is not None or self.student:
             model = shrink(model, layers, self.student, ctx.seed)
-        elif count_layers(teacher.module) != available:  # a student that an earlier step made
-            layers = choose_layers(available, count_layers(teacher.module))
+        layers = model.layers or layers  # an earlier step may have taken layers out, too
         weights = self._weights(ctx, layered=bool(layers))
         if weights.labels and ctx.training is not None and not ctx.training.labelled():
             raise BadInputError("recipe: distill", "labels = …, and training data without labels", expected="labels")

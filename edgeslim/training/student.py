@@ -18,7 +18,7 @@ from torch import nn
 from edgeslim.errors import BadInputError
 from edgeslim.training.torch_model import TorchModel, build_student
 
-__all__ = ["choose_layers", "count_layers", "shrink"]
+__all__ = ["choose_layers", "count_layers", "layer_names", "shrink"]
 
 LAYER_KEYS = ("num_hidden_layers", "n_layers", "num_layers")
 
@@ -48,16 +48,22 @@ def choose_layers(wanted: int | Sequence[int] | None, layers: int) -> tuple[int,
     return tuple(wanted)
 
 
+def layer_names(module: nn.Module, count: int) -> list[str]:
+    """The names of a model's ``count`` layers, in order."""
+    prefix = _layer_prefix(module, count)
+    return [f"{prefix}.{index}" for index in range(count)]
+
+
 def shrink(model: TorchModel, layers: Sequence[int], sizes: Mapping[str, Any], seed: int) -> TorchModel:
     """The student that has the teacher's ``layers`` and, in its config, ``sizes``.
 
     Raises:
         BadInputError: the model isn't one of transformers, is factorized or pruned, or has no key of ``sizes``.
     """
-    if model.factors or model.masks:
+    if model.factors or model.masks or model.resized:
         raise BadInputError(
-            "recipe: distill",
-            "a smaller student of a model that earlier steps " + ("factorized" if model.factors else "pruned"),
+            "recipe",
+            "fewer layers of a model that earlier steps " + ("factorized" if model.factors else "pruned"),
             expected="the student first, then what changes its weights",
         )
     key = _layer_key(model.module)
@@ -82,7 +88,9 @@ def shrink(model: TorchModel, layers: Sequence[int], sizes: Mapping[str, Any], s
         torch.manual_seed(seed)
         student = build_student(model.module, wanted)
     _copy_weights(model.module, student, layers, getattr(config, key))
-    return replace(model, module=student, config=wanted)
+    known = model.layers or range(getattr(config, key))
+    origins = tuple(known[layer] for layer in layers)
+    return replace(model, module=student, config=wanted, layers=origins)
 
 
 @torch.no_grad()
