@@ -136,13 +136,12 @@ class Int8Writer:
         if not site.per_token:
             return self.quantize_source(taken_from, key, site.affine, nodes), None
         if key not in self.peaks:
-            self.peaks[key], taken_from = self._scale_rows(taken_from, key, site, nodes)
-        return self.quantize_source(taken_from, key, site.affine, nodes), self.peaks[key]
+            self.peaks[key] = self._find_peaks(taken_from, key, site, nodes)
+            self.quantized[key] = self._quantize_rows(taken_from, key, site, len(linear.weight), nodes)
+        return self.quantized[key], self.peaks[key]
 
-    def _scale_rows(
-        self, source: ir.Value, name: str, site: Smoothing, nodes: list[ir.Node]
-    ) -> tuple[ir.Value, ir.Value]:
-        """The peak of each row of ``source``, and ``source`` in units of it; as ``smoothing.round_input`` has it."""
+    def _find_peaks(self, source: ir.Value, name: str, site: Smoothing, nodes: list[ir.Node]) -> ir.Value:
+        """The peak of each row of ``source``, as ``smoothing.round_input`` has it."""
         measured = source
         if site.affine.zero_point == MIDDLE:
             nodes.append(ir.node("Abs", [source], name=f"{name}.magnitudes"))
@@ -154,10 +153,42 @@ class Int8Writer:
             largest = ir.node("ReduceMax", [measured, axes], {"keepdims": 1}, name=f"{name}.largest")
         least = self.constant(f"{name}.least_peak", np.float32(site.least_peak))
         peak = ir.node("Max", [largest.outputs[0], least], name=f"{name}.peak")
-        inverse = ir.node("Reciprocal", [peak.outputs[0]], name=f"{name}.inverse_peak")
-        rows = ir.node("Mul", [source, inverse.outputs[0]], name=f"{name}.by_peak")
-        nodes += [largest, peak, inverse, rows]
-        return peak.outputs[0], rows.outputs[0]
+        nodes += [largest, peak]
+        return peak.outputs[0]
+
+    def _quantize_rows(
+        self, source: ir.Value, name: str, site: Smoothing, width: int, nodes: list[ir.Node]
+    ) -> Quantized:
+        """``source`` in uint8, each row by its peak; ``scale`` is what the peak has to be multiplied with.
+
+        One node quantizes all rows, which are a scale's channels to it: multiplying them first would write the whole
+        input once more. Before opset 13 channels can't have scales.
+        """
+        scale = self.constant(f"{name}.scale", np.float32(site.affine.scale))
+        zero = self.constant(f"{name}.zero_point", np.uint8(site.affine.zero_point))
+        if self._opset < 13:
+            inverse = ir.node("Reciprocal", [self.peaks[name]], name=f"{name}.inverse_peak")
+            rows = ir.node("Mul", [source, inverse.outputs[0]], name=f"{name}.by_peak")
+            last = ir.node("QuantizeLinear", [rows.outputs[0], scale, zero], name=f"{name}.quantized")
+            nodes += [inverse, rows, last]
+        else:
+            all_rows = self.constant("every_row", np.array([-1], np.int64))
+            flat = self.constant(f"every_row_of_{width}", np.array([-1, width], np.int64))
+            steps = ir.node("Mul", [self.peaks[name], scale], name=f"{name}.steps")
+            vector = ir.node("Reshape", [steps.outputs[0], all_rows], name=f"{name}.steps_in_a_row")
+            count = ir.node("Shape", [vector.outputs[0]], name=f"{name}.count")
+            zeros = ir.node("Expand", [zero, count.outputs[0]], name=f"{name}.zero_points")
+            matrix = ir.node("Reshape", [source, flat], name=f"{name}.rows")
+            quantized = ir.node(
+                "QuantizeLinear",
+                [matrix.outputs[0], vector.outputs[0], zeros.outputs[0]],
+                {"axis": 0},
+                name=f"{name}.quantized",
+            )
+            shape = ir.node("Shape", [source], name=f"{name}.shape")
+            last = ir.node("Reshape", [quantized.outputs[0], shape.outputs[0]], name=f"{name}.rows_in_place")
+            nodes += [steps, vector, count, zeros, matrix, quantized, shape, last]
+        return Quantized(value=last.outputs[0], scale=scale, zero=zero, affine=site.affine)
 
     def write_table(self, table: Table, weight: QuantizedWeight) -> None:
         """Puts ``table`` onto int8 rows, a scale a row."""

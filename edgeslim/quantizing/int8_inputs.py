@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeslim.algorithms.smoothing import Activation, Smoothing, search_smoothing
-from edgeslim.core import Context, Runner
+from edgeslim.core import Context
 from edgeslim.graphs.folding import Fold, plan_fold
 from edgeslim.graphs.int8_convs import Conv
 from edgeslim.graphs.int8_forms import Linear
@@ -38,20 +38,23 @@ class InputQuantizer:
         return activation_affine(low, high, symmetric=self.symmetric)
 
     def observe(
-        self, model: ir.Model, linears: Sequence[Linear], convs: Sequence[Conv], ctx: Context
-    ) -> tuple[dict[str, Observed], Runner]:
-        """What is seen of the values to be quantized, by their names in the float graph, and what runs that graph."""
+        self, model: ir.Model, linears: Sequence[Linear], convs: Sequence[Conv], ctx: Context, *, products: bool
+    ) -> dict[str, Observed]:
+        """What is seen of the values to be quantized, by their names in the float graph.
+
+        With ``products`` that includes second moments of what MatMuls take.
+        """
         values = {conv.source_name: conv.source for conv in convs}
         values |= {conv.output.name or "": conv.output for conv in convs}
         histograms = set(values)
         values |= {linear.source_name: linear.source for linear in linears}
         if not values:
-            return {}, ctx.reference
+            return {}
         rows = {linear.source_name for linear in linears}
         if self.method != "output":
             histograms |= rows
         runner = open_probe(model, list(values.values()), ctx.work_dir / "calibrate")
-        seen = observe(
+        return observe(
             runner,
             tuple(values),
             ctx.calibration,
@@ -59,8 +62,8 @@ class InputQuantizer:
             histograms=histograms,
             seed=ctx.seed,
             progress=ctx.progress,
+            products=rows if products else (),
         )
-        return seen, runner
 
     def choose(
         self, linears: Sequence[Linear], convs: Sequence[Conv], seen: Mapping[str, Observed], ctx: Context

@@ -83,7 +83,8 @@ def packed_size(model: ir.Model, folder: Path) -> PackedSize:
 def plain_bytes(model: ir.Model, linears: Sequence[Linear], tables: Sequence[Table]) -> int:
     """About what ``model`` would take with ``linears`` and ``tables`` in int8 as fine as can be, and the rest as is."""
     weights = [(linear.weight, 1) for linear in linears] + [(table.weight, 0) for table in tables]
-    constants = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+    used = [value for value in model.graph.initializers.values() if value.uses() or value.is_graph_output()]
+    constants = [value.const_value for value in used if value.const_value is not None]
     rest = sum(constant.nbytes for constant in constants) - sum(weight.nbytes for weight, _ in weights)
     return max(rest, 0) + coded_bytes(*(quantize_weight(weight, axis=axis).values for weight, axis in weights))
 

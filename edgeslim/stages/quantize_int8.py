@@ -37,6 +37,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -46,8 +47,9 @@ from onnx_ir.passes import common as passes
 
 from edgeslim.algorithms.gptq import factor_inverse, round_gptq
 from edgeslim.algorithms.smoothing import Smoothing
-from edgeslim.core import Batch, Context, Runner, StepResult
+from edgeslim.core import Batch, Context, StepResult
 from edgeslim.graphs.gelu import replace_gelus
+from edgeslim.graphs.heads import settle_heads
 from edgeslim.graphs.int8_convs import Conv, guard_float, write_conv
 from edgeslim.graphs.int8_forms import MICROSOFT, Int8Writer, Linear, Table
 from edgeslim.graphs.reshapes import settle_reshapes
@@ -58,8 +60,7 @@ from edgeslim.numerics import (
 )
 from edgeslim.quantizing.int8_inputs import InputQuantizer, fold_smoothing
 from edgeslim.quantizing.int8_sites import SiteFinder
-from edgeslim.quantizing.observation import Observed, add_hessians
-from edgeslim.quantizing.probe import open_probe
+from edgeslim.quantizing.observation import Observed, input_hessian
 from edgeslim.quantizing.storage_grid import StorageFit, StorageGoal, plain_bytes
 
 __all__ = ["QuantizeInt8"]
@@ -157,27 +158,30 @@ class QuantizeInt8:
         )
         reshapes = settle_reshapes(model) if linears else 0
         whole, ctx = ctx, replace(ctx, calibration=_spread(ctx.calibration, self.calibration_samples))
-        seen, runner = inputs.observe(model, linears, convs, ctx)
+        rounding = self.rounding == "gptq" and self.weight == "symmetric"
+        wanted = rounding or self.target_bits is not None or ctx.goal_bytes is not None
+        seen = inputs.observe(model, linears, convs, ctx, products=wanted)
         convs = self._leave_lossy(convs, seen, inputs, skipped)
         sites = inputs.choose(linears, convs, seen, ctx)
+        forms = dict(sites)  # of inputs as they were observed; folding takes the smoothing out of ``sites``
         smoothed, folded = sum(site.scale is not None for site in sites.values()), fold_smoothing(linears, sites)
         if folded:
             linears = list(finder.linears(model.graph, {}))
-            runner = open_probe(model, [linear.source for linear in linears], ctx.work_dir / "folded")
         fit = self._open_fit(model, linears, tables, whole, skipped)
         writer = Int8Writer(model.graph, integer=self._integer(ctx))
-        self._write_linears(writer, linears, sites, runner, ctx, fit)
-        for conv in convs:
-            source, output = (
-                inputs.affine(seen[name].histogram) for name in (conv.source_name, conv.output.name or "")
-            )
-            write_conv(writer, conv, source, output, per_channel=self.per_channel)
+        hessians = {name: partial(input_hessian, seen[name], form) for name, form in forms.items() if wanted}
+        ends = [(seen[conv.source_name].histogram, seen[conv.output.name or ""].histogram) for conv in convs]
+        del seen  # what a Hessian is made of goes as soon as it was
+        self._write_linears(writer, linears, sites, hessians, ctx, fit)
+        for conv, (source, output) in zip(convs, ends, strict=True):
+            write_conv(writer, conv, inputs.affine(source), inputs.affine(output), per_channel=self.per_channel)
         guard_float(model.graph)
         for table in tables:
             writer.write_table(table, quantize_weight(table.weight, axis=0))
-        gelus = 0
+        gelus = heads = 0
         if linears and writer.integer:
             model.graph.opset_imports.setdefault(MICROSOFT, 1)
+            heads = settle_heads(model.graph)
             gelus = replace_gelus(model.graph) if self.gelu == "tanh" else 0
         passes.RemoveUnusedNodesPass()(model)
         passes.TopologicalSortPass()(model)
@@ -191,6 +195,7 @@ class QuantizeInt8:
             "folded_smoothings": float(folded),
             "fast_gelus": float(gelus),
             "settled_reshapes": float(reshapes),
+            "heads_in_place": float(heads),
             "per_token_inputs": float(sum(site.per_token for site in sites.values())),
             "calibration_samples": float(sum(batch.rows for batch in ctx.calibration)),
             **({} if fit is None else fit.apply(model)),
@@ -230,13 +235,10 @@ class QuantizeInt8:
         writer: Int8Writer,
         linears: list[Linear],
         sites: Mapping[str, Smoothing],
-        runner: Runner,
+        hessians: dict[str, partial[npt.NDArray[np.float64]]],
         ctx: Context,
         fit: StorageFit | None,
     ) -> None:
-        hessians: dict[str, npt.NDArray[np.float64]] = {}
-        if (self.rounding == "gptq" and self.weight == "symmetric") or fit is not None:
-            hessians = add_hessians(runner, sites, ctx.calibration, progress=ctx.progress)
         order = {name: index for index, name in enumerate(sites)}
         samples = sum(batch.rows for batch in ctx.calibration)
         factor: npt.NDArray[np.float64] | None = None
@@ -245,7 +247,7 @@ class QuantizeInt8:
         ):
             name = linear.source_name
             if name in hessians:  # the first of those that share this input
-                factor = factor_inverse(hessians.pop(name))
+                factor = factor_inverse(hessians.pop(name)())
             if fit is not None and factor is not None:
                 fit.add_linear(linear, _smoothed(linear, sites[name]), factor, samples=samples)
             rounded = self._round(linear, sites[name], factor if self.rounding == "gptq" else None)

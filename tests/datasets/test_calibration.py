@@ -20,7 +20,7 @@ from edgeslim.core import Batch, Feed, Quiet
 from edgeslim.datasets.builtin import builtin_text
 from edgeslim.datasets.calibration import judge_calibration, judge_likeness, judge_quantity, widest_layer
 from edgeslim.numerics import activation_affine
-from edgeslim.quantizing.observation import ROWS, add_hessians, observe
+from edgeslim.quantizing.observation import ROWS, input_hessian, observe
 from edgeslim.stages.quantize_int8 import QuantizeInt8
 
 
@@ -175,8 +175,8 @@ def peak_of(count: int) -> tuple[int, Any]:
     site = Smoothing(scale=None, affine=activation_affine(-4, 4, symmetric=False), strength=0, error=0)
     tracemalloc.start()
     try:
-        seen = observe(double, ("y",), Generated(count), rows={"y"}, seed=0, progress=Quiet())
-        add_hessians(double, {"y": site}, Generated(count), progress=Quiet())
+        seen = observe(double, ("y",), Generated(count), rows={"y"}, products={"y"}, seed=0, progress=Quiet())
+        input_hessian(seen["y"], site)
         return tracemalloc.get_traced_memory()[1], seen
     finally:
         tracemalloc.stop()

@@ -9,7 +9,7 @@ from edgeslim.algorithms.smoothing import Smoothing
 from edgeslim.core import Batch, Feed, Quiet
 from edgeslim.errors import BadInputError
 from edgeslim.numerics import activation_affine, quantize_activation
-from edgeslim.quantizing.observation import ROWS, add_hessians, observe
+from edgeslim.quantizing.observation import ROWS, input_hessian, observe
 
 
 def batches(count: int, seed: int = 0) -> list[Batch]:
@@ -43,12 +43,29 @@ def test_rows_are_bounded_and_seeded() -> None:
 def test_hessians_equal_one_product(*, smoothed: bool) -> None:
     data = batches(200, seed=2)
     scale = np.linspace(0.5, 2, 6).astype(np.float32) if smoothed else None
-    site = Smoothing(scale=scale, affine=activation_affine(-2, 2.5, symmetric=False), strength=0.5, error=0)
-    found = add_hessians(double, {"y": site}, data, progress=Quiet())["y"]
-    values = np.concatenate([2 * batch.feed["x"].reshape(-1, 6) for batch in data])
+    site = Smoothing(scale=scale, affine=activation_affine(-30, 30, symmetric=False), strength=0.5, error=0)
+    seen = observe(double, ("y",), data, rows={"y"}, products={"y"}, seed=0, progress=Quiet())["y"]
+    values = np.concatenate([2 * batch.feed["x"].reshape(-1, 6) for batch in data]).astype(np.float64)
+    assert seen.count == len(values)
+    np.testing.assert_allclose(seen.product, values.T @ values, rtol=1e-4, atol=1e-2)
     divided = values if scale is None else values / scale
+    found = input_hessian(seen, site)
+    # Off the diagonal nothing but smoothing; on it the noise of rounding too, step² / 12 a value.
+    noise = len(values) * site.affine.scale**2 / 12
+    np.testing.assert_allclose(found, divided.T @ divided + noise * np.eye(6), rtol=2e-3, atol=0.3 * noise)
     back = (quantize_activation(divided, site.affine).astype(np.float64) - site.affine.zero_point) * site.affine.scale
-    np.testing.assert_allclose(found, back.T @ back, rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(np.diag(found), np.diag(back.T @ back), rtol=0.02)
+
+
+def test_clipping_shows_in_the_hessian() -> None:
+    site = Smoothing(scale=None, affine=activation_affine(-1.5, 2, symmetric=False), strength=0, error=0)
+    data = batches(ROWS // 4)
+    seen = observe(double, ("y",), data, rows={"y"}, products={"y"}, seed=0, progress=Quiet())["y"]
+    values = np.concatenate([2 * batch.feed["x"].reshape(-1, 6) for batch in data])
+    back = (quantize_activation(values, site.affine).astype(np.float64) - site.affine.zero_point) * site.affine.scale
+    found = input_hessian(seen, site)
+    np.testing.assert_allclose(np.diag(found), np.diag(back.T @ back), rtol=0.1)
+    assert np.all(np.diag(found) < 0.7 * np.diag(seen.product))
 
 
 def test_refuses_what_is_not_finite_and_nothing_at_all() -> None:

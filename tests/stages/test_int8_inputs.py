@@ -166,3 +166,19 @@ def test_smoothing_costs_no_node_where_it_can_be_folded(tmp_path: Path, *, resid
     wanted = open_runner(path)(unseen)["y"]
     errors = [np.linalg.norm(open_runner(one)(unseen)["y"] - wanted) for one in (made, plain)]
     assert errors[0] < 0.5 * errors[1]
+
+
+def test_a_scale_a_token_is_smoothed_where_channels_differ(tmp_path: Path) -> None:
+    path = make_model(tmp_path / "m.onnx", LINEAR, w=WEIGHT, b=BIAS)
+    spread = np.ones(WIDTH, np.float32)
+    spread[[5, 30]] = 60
+    samples = [spread * RNG.normal(size=(1, 40, WIDTH)).astype(np.float32) for _ in range(4)]
+    made = {}
+    for smooth in (True, False):
+        result, made[smooth] = quantize(path, tmp_path / str(smooth), samples, activation="per_token", smooth=smooth)
+        assert result.metrics["per_token_inputs"] == 1
+        assert result.metrics["smoothed_inputs"] == smooth
+    unseen = {"x": spread * RNG.normal(size=(1, 50, WIDTH)).astype(np.float32)}
+    wanted = open_runner(path)(unseen)["y"]
+    errors = {smooth: np.linalg.norm(open_runner(model)(unseen)["y"] - wanted) for smooth, model in made.items()}
+    assert errors[True] < 0.5 * errors[False]

@@ -45,6 +45,7 @@ def test_minilm(tmp_path: Path) -> None:
     assert result.metrics["per_token_inputs"] >= 2, "inputs behind GELUs, in the first layers at least"
     assert result.metrics["folded_smoothings"] >= 2, "attention outputs, into the values"
     assert result.metrics["fast_gelus"] == 6
+    assert result.metrics["heads_in_place"] == 12
     made, _ = save_graph(result.model, tmp_path / "out")
 
     optimized = tmp_path / "out" / "optimized.onnx"
@@ -53,7 +54,8 @@ def test_minilm(tmp_path: Path) -> None:
     assert ran["MatMulIntegerToFloat"] == 36
     assert ran["MatMul"] + ran["FusedMatMul"] == 12, "attention's, which have no weight"
     assert not ran["DequantizeLinear"]
-    assert ran["Shape"] <= 1
+    assert ran["Shape"] <= 1 + 2 * result.metrics["per_token_inputs"]
+    assert ran["Transpose"] == 12, "of the attention's inputs in uint8, and of its outputs"
 
     metrics = FeatureExtraction().evaluate(runner, reference, held_out, Quiet())
     assert metrics["cosine_mean"] > 0.998
