@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
     from edgeslim.core import Progress, Report
+    from edgeslim.recheck_device import DeviceOptions
     from edgeslim.target import Loading
 
 __all__ = ["__version__", "build", "load"]
@@ -29,11 +30,13 @@ def build(
     max_drop: float | None = None,
     max_size: str | None = None,
     max_latency: str | None = None,
+    max_instructions: int | None = None,
     name: str | None = None,
     out: str | None = None,
     folder: Path | None = None,
     use_cache: bool = True,
     progress: Progress | None = None,
+    device: str | DeviceOptions | None = None,
 ) -> Report:
     """Builds a package and reports on it, as ``edgeslim build`` does.
 
@@ -48,11 +51,14 @@ def build(
         max_drop: the loss of quality that is allowed, in the task's own unit.
         max_size: the package's largest size, such as ``"21.5MB"``.
         max_latency: the 50th percentile allowed on the device, such as ``"40ms"``.
+        max_instructions: the most instructions of a run on an emulated device.
         name: the package's name.
         out: the output folder.
         folder: where the project file lies.
         use_cache: whether results of earlier builds are used, and this one's kept.
         progress: is told how far the build has come.
+        device: where the package is run before it is published: ``"qemu"``, ``"ssh:pi@board"``, ``"adb"`` and others,
+            as ``edgeslim check --device`` takes them. Such a build always runs its checks.
 
     Returns:
         The report. The package was written if, and only if, ``report.failed()`` is empty.
@@ -75,6 +81,7 @@ def build(
         max_drop=max_drop,
         max_size=max_size,
         max_latency=max_latency,
+        max_instructions=max_instructions,
         name=name,
         out=out,
     )
@@ -86,7 +93,11 @@ def build(
         )
     cache = Cache.default() if use_cache else None
     # Stages and all that they import aren't needed to see that nothing has changed.
-    unchanged = None if cache is None else find_unchanged(plan_build(overrides, folder, load_stages=False), cache)
+    unchanged = (
+        None
+        if cache is None or device is not None
+        else find_unchanged(plan_build(overrides, folder, load_stages=False), cache)
+    )
     if unchanged is not None:
         if progress is not None:
             progress.step("nothing to do: inputs and output are those of an earlier build")
@@ -94,7 +105,11 @@ def build(
     from edgeslim.html import render_artifact
     from edgeslim.pipeline import run_build  # only now: there is something to do, and this takes seconds
 
-    return run_build(plan_build(overrides, folder), progress, cache, render_artifact)
+    if isinstance(device, str):
+        from edgeslim.recheck_device import DeviceOptions
+
+        device = DeviceOptions(device=device)
+    return run_build(plan_build(overrides, folder), progress, cache, render_artifact, device)
 
 
 def load(

@@ -21,6 +21,7 @@ import typer
 from edgeslim import __version__
 from edgeslim.commands.check import check
 from edgeslim.commands.cmake_dir import cmake_dir
+from edgeslim.commands.device_options import DeviceSamples, DeviceTimeout, DeviceWord, RuntimeWord, device_options
 from edgeslim.commands.doctor import doctor
 from edgeslim.commands.init import init
 from edgeslim.commands.inspect import inspect_model
@@ -93,6 +94,13 @@ def build(
     max_latency: Annotated[
         str | None, typer.Option(help="Slowest p50 on the device, such as 40ms.", metavar="TIME")
     ] = None,
+    max_instructions: Annotated[
+        int | None, typer.Option(min=1, help="Most instructions of a run on an emulated machine.", metavar="N")
+    ] = None,
+    device: DeviceWord = None,
+    runtime: RuntimeWord = None,
+    device_samples: DeviceSamples = None,
+    device_timeout: DeviceTimeout = "600s",
     name: Annotated[str | None, typer.Option(help="The package's name.")] = None,
     out: Annotated[str | None, typer.Option("-o", "--out", help="Output folder (default: out/TARGET).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
@@ -119,6 +127,7 @@ def build(
         max_drop=max_drop,
         max_size=max_size,
         max_latency=max_latency,
+        max_instructions=max_instructions,
         out=out,
     )
     if dry_run:
@@ -143,7 +152,8 @@ def build(
     from edgeslim.report import print_report
 
     progress = None if quiet else TerminalProgress(Console(stderr=True))
-    report = run_build(**asdict(overrides), use_cache=use_cache, progress=progress)
+    options = device_options(device, runtime, device_samples, device_timeout)
+    report = run_build(**asdict(overrides), use_cache=use_cache, progress=progress, device=options)
     if as_json:
         typer.echo(report.to_json(), nl=False)
     elif not quiet:

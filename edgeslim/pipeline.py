@@ -13,47 +13,41 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from edgeslim import __version__
 from edgeslim.cache import Cache
-from edgeslim.checks.accuracy import check_accuracy
-from edgeslim.checks.latency import check_latency
-from edgeslim.checks.lossless import check_lossless
-from edgeslim.checks.operators import check_operators
-from edgeslim.checks.size import check_size
-from edgeslim.core import Artifact, ArtifactInfo, Batch, Budget, Context, Feed, Finding, Progress, Quiet, Report, Task
+from edgeslim.core import Artifact, ArtifactInfo, Context, Finding, Progress, Quiet, Report, Task
 from edgeslim.datasets.calibration import judge_calibration
 from edgeslim.datasets.recording import RECORDING_NAME, record_outputs
-from edgeslim.datasets.samples import Samples, fixed_length_feed, hash_batches
+from edgeslim.datasets.samples import Samples, hash_batches
 from edgeslim.decoders.language_source import complete_task
+from edgeslim.final_checks import check_build
 from edgeslim.graphs import graph
-from edgeslim.graphs.freeze import fixed_length
 from edgeslim.inputs import build_inputs, remember, versions
 from edgeslim.packaging.android import AndroidSettings, MavenCoordinates, write_aar, write_maven
-from edgeslim.packaging.archive import apk_download_bytes, deflated_bytes
+from edgeslim.packaging.archive import deflated_bytes
 from edgeslim.packaging.bundle import Bundle, file_entry, tokenizer_extras, write_manifest
 from edgeslim.packaging.cmake_files import cmake_extras
 from edgeslim.packaging.tarball import write_tarball
 from edgeslim.packaging.tokenizer_file import TOKENIZER_FILE, write_tokenizer
 from edgeslim.pooling import pooling_from_folder
 from edgeslim.project import Plan
+from edgeslim.recheck_device import DeviceOptions
 from edgeslim.reference import class_labels, export_reference, graph_bytes
 from edgeslim.session import open_runner, runtime_version
 from edgeslim.source import Source, resolve_source
 from edgeslim.stage_cost import pack_weights
 from edgeslim.stage_runs import check_source, run_stages
 from edgeslim.steps import StepFacts, Steps, hash_folder
-from edgeslim.target import TargetProfile
 from edgeslim.task import CausalLM, ImageClassification, resolve_task
 from edgeslim.workspace import publish, scratch_folder
 
-__all__ = ["check_cost", "run_build", "timed_feed"]
+__all__ = ["run_build"]
 
-LATENCY_LENGTH = 128
 SHRINKING_SHARE = 0.3
 """Of the float graph's size: int8 weights with their scales and the rest in float take less."""
 REPORT_NAME = "report.json"
@@ -69,11 +63,16 @@ Render = Callable[[Report, Artifact], str]
 
 
 def run_build(
-    plan: Plan, progress: Progress | None = None, cache: Cache | None = None, render: Render | None = None
+    plan: Plan,
+    progress: Progress | None = None,
+    cache: Cache | None = None,
+    render: Render | None = None,
+    device: DeviceOptions | None = None,
 ) -> Report:
     """Builds ``plan`` and reports on it. The package is in ``plan.out`` if, and only if, no finding failed.
 
     With ``render``, a page for people lies beside the report; it isn't written where a check failed.
+    On a ``device``, if one is named, the package is run before it is published.
 
     Raises:
         EdgeslimError: something stopped the build before there was a package to check.
@@ -132,7 +131,7 @@ def run_build(
             reference=reference / graph.MODEL_NAME,
         )
         progress.step("checks")
-        findings = tuple(_check(artifact, task, samples, context, plan, work))
+        findings = tuple(check_build(artifact, task, samples, context, plan, work, device))
         report = Report(
             target=plan.target.name,
             artifact=ArtifactInfo(path=str(plan.out / artifact.package.name), bytes=artifact.package.stat().st_size),
@@ -147,7 +146,7 @@ def run_build(
                 (packed / READY / PAGE_NAME).write_text(render(report, artifact), encoding="utf-8")
             published = hash_folder(packed / READY)
             publish(packed / READY, plan.out)
-            if cache is not None:
+            if cache is not None and device is None:
                 remember(plan, cache, before, report, published)
     return report
 
@@ -248,56 +247,6 @@ def _other_bytes(
     return package.stat().st_size - deflated_bytes(model) + SPARE_BYTES
 
 
-def _check(
-    artifact: Artifact, task: Task, samples: Samples, context: Context, plan: Plan, work: Path
-) -> Iterator[Finding]:
-    yield from check_lossless(artifact.packed, artifact.weights, str(file_entry(artifact.weights)["sha256"]), work)
-    yield from check_operators(artifact.model, plan.target)
-    yield from check_accuracy(
-        open_runner(artifact.model),
-        context.reference,
-        samples.evaluation,
-        task,
-        plan.budget,
-        where=f"host, {sum(batch.rows for batch in samples.evaluation)} samples",
-        judged=samples.judged,
-        progress=context.progress,
-    )
-    yield from check_cost(
-        artifact,
-        samples.evaluation,
-        plan.target,
-        plan.budget,
-        aar=plan.target.package.kind == "aar",
-        max_length=plan.data.max_length,
-        progress=context.progress,
-    )
-
-
-def check_cost(
-    artifact: Artifact,
-    evaluation: Sequence[Batch],
-    target: TargetProfile,
-    budget: Budget,
-    *,
-    aar: bool,
-    max_length: int,
-    progress: Progress,
-) -> Iterator[Finding]:
-    """What the package costs: bytes, and on this host latency, load time and memory."""
-    package = artifact.package.stat().st_size
-    yield from check_size(
-        artifact,
-        budget,
-        download_bytes=apk_download_bytes(artifact.package) if aar else package,
-        installed_bytes=package + artifact.weights.stat().st_size + artifact.model.stat().st_size,
-        memory_bytes=target.machine.memory_bytes,
-        flash_bytes=target.machine.flash_bytes,
-    )
-    feed = timed_feed(artifact.model, evaluation, max_length)
-    yield from check_latency(artifact, feed, target, budget, progress=progress)
-
-
 def _goal(room: int, float_bytes: int) -> int | None:
     """What stages that can shrink have to keep to, where a package leaves ``room`` for graph and coded weights.
 
@@ -308,11 +257,6 @@ def _goal(room: int, float_bytes: int) -> int | None:
         return None
     step = 1 << max(0, room.bit_length() - 9)
     return room - room % step
-
-
-def timed_feed(model: Path, evaluation: Sequence[Batch], max_length: int) -> Feed:
-    """The inputs of the run that is timed: a sample at the usual length, or at the only one that the model takes."""
-    return fixed_length_feed(evaluation, fixed_length(model) or min(LATENCY_LENGTH, max_length))
 
 
 def _facts(source: Source, task: Task, path: Path, samples: Samples, plan: Plan) -> Mapping[str, Any]:

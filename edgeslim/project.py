@@ -39,9 +39,10 @@ class BudgetOptions:
     max_latency: str | None = None
     max_latency_ratio: float | None = None
     max_peak_memory: str | None = None
+    max_instructions: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_drop", "max_latency_ratio"):
+        for name in ("max_drop", "max_latency_ratio", "max_instructions"):
             value = getattr(self, name)
             if value is not None and not value >= 0:  # so that NaN is refused, too
                 raise ValueError(f"{name}: {value}, expected 0 or more")
@@ -109,6 +110,7 @@ class Overrides:
     max_drop: float | None = None
     max_size: str | None = None
     max_latency: str | None = None
+    max_instructions: int | None = None
     out: str | None = None
 
 
@@ -209,12 +211,14 @@ def _budget(overrides: Overrides, file: BudgetOptions, where: str) -> Budget:
         max_drop=overrides.max_drop,
         max_size_bytes=None if overrides.max_size is None else parse_bytes(overrides.max_size, "--max-size"),
         max_latency_ms=None if overrides.max_latency is None else parse_ms(overrides.max_latency, "--max-latency"),
+        max_instructions=overrides.max_instructions,
     )
     written = Budget(
         max_drop=file.max_drop,
         max_size_bytes=None if size is None else parse_bytes(size, f"{where}: budget.max_size"),
         max_latency_ms=None if latency is None else parse_ms(latency, f"{where}: budget.max_latency"),
         max_latency_ratio=file.max_latency_ratio,
+        max_instructions=file.max_instructions,
         max_peak_memory_bytes=None
         if file.max_peak_memory is None
         else parse_bytes(file.max_peak_memory, f"{where}: budget.max_peak_memory"),

@@ -24,11 +24,11 @@ from edgeslim.core import Artifact, ArtifactInfo, Batch, Feed, Finding, Progress
 from edgeslim.datasets.recording import RECORDING_NAME, load_recording
 from edgeslim.datasets.samples import Samples
 from edgeslim.errors import BadInputError, UsageError
+from edgeslim.final_checks import check_cost, timed_feed
 from edgeslim.graphs import graph
 from edgeslim.inputs import versions
 from edgeslim.packaging.manifest import Manifest
 from edgeslim.packaging.unpack import Package, unpack_package
-from edgeslim.pipeline import check_cost, timed_feed
 from edgeslim.project import AndroidOptions, Plan
 from edgeslim.recheck_device import DeviceOptions, run_package
 from edgeslim.recheck_inputs import (

@@ -18,7 +18,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeslim import cli, pipeline
+from edgeslim import cli, final_checks
 
 BOARD = 'extends = "android-arm64"\nname = "board"\nsummary = "a board"\n'
 OWN = "import torch\nclass Net(torch.nn.Module):\n    def forward(self, x): return x * 2\n"
@@ -458,7 +458,7 @@ def test_bad_input(
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.delitem(sys.modules, "bad_net", raising=False)
     monkeypatch.setattr(sys, "argv", ["edgeslim", "build", *case.arguments.split(), "-q"])
-    monkeypatch.setattr(pipeline, "check_latency", lambda *arguments, **options: iter(()))
+    monkeypatch.setattr(final_checks, "check_latency", lambda *arguments, **options: iter(()))
     code = cli.run()
     out, err = capfd.readouterr()
     assert code == case.code, err

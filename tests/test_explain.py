@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import edgeslim
-from edgeslim import pipeline
+from edgeslim import final_checks
 from edgeslim.errors import BadInputError
 from edgeslim.explain import explain_plan
 from edgeslim.project import Overrides
@@ -26,7 +26,7 @@ def project(tmp_path: Path, mlp_onnx: Path, mlp_samples: Path, monkeypatch: pyte
     shutil.copy(mlp_samples, folder / "data.npz")
     (folder / "edgeslim.toml").write_text(PROJECT, encoding="utf-8")
     monkeypatch.setenv("EDGESLIM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(pipeline, "check_latency", lambda *arguments, **options: iter(()))
+    monkeypatch.setattr(final_checks, "check_latency", lambda *arguments, **options: iter(()))
     monkeypatch.chdir(folder)
     return folder
 

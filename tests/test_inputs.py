@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import edgeslim
-from edgeslim import export, inputs, pipeline
+from edgeslim import export, final_checks, inputs, pipeline
 from edgeslim.cache import Cache
 from edgeslim.core import Quiet, Report
 from edgeslim.errors import BadInputError
@@ -78,7 +78,7 @@ class Project:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No latencies: they take long, and none of these tests looks at them."""
-    monkeypatch.setattr(pipeline, "check_latency", lambda *arguments, **options: iter(()))
+    monkeypatch.setattr(final_checks, "check_latency", lambda *arguments, **options: iter(()))
 
 
 @pytest.fixture

@@ -60,6 +60,7 @@ LAYERS = {
     "toolbox": 2,
     "runtime": 2,
     "pipeline": 3,
+    "final_checks": 3,
     "recheck": 3,
     "recheck_device": 3,
     "recheck_inputs": 3,

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from edgeslim.errors import UsageError
+from edgeslim.commands.device_options import DeviceSamples, DeviceTimeout, DeviceWord, RuntimeWord, device_options
 from edgeslim.verdict import judge_report
-
-if TYPE_CHECKING:
-    from edgeslim.recheck_device import DeviceOptions
 
 __all__ = ["check"]
 
@@ -38,19 +35,10 @@ def check(
     max_latency: Annotated[
         str | None, typer.Option(help="Slowest p50 on the device, such as 40ms.", metavar="TIME")
     ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="Run it there: host, qemu[:CPU], ssh:USER@HOST or adb[:SERIAL].", metavar="DEVICE"),
-    ] = None,
-    runtime: Annotated[
-        str | None, typer.Option(help="The device's ONNX Runtime, instead of a released one.", metavar="FILE")
-    ] = None,
-    device_samples: Annotated[
-        int | None, typer.Option(min=1, help="How many samples run there; few on an emulated one.", metavar="N")
-    ] = None,
-    device_timeout: Annotated[
-        str, typer.Option(help="When a run there counts as hung, such as 90s.", metavar="TIME")
-    ] = "600s",
+    device: DeviceWord = None,
+    runtime: RuntimeWord = None,
+    device_samples: DeviceSamples = None,
+    device_timeout: DeviceTimeout = "600s",
     max_instructions: Annotated[
         int | None, typer.Option(min=1, help="Most instructions of a run on an emulated machine.", metavar="N")
     ] = None,
@@ -76,7 +64,7 @@ def check(
         max_drop=max_drop,
         max_size=max_size,
         max_latency=max_latency,
-        device=_device_options(device, runtime, device_samples, device_timeout),
+        device=device_options(device, runtime, device_samples, device_timeout),
         max_instructions=max_instructions,
     )
     report = check_package(options, None if quiet else TerminalProgress(Console(stderr=True)))
@@ -86,17 +74,3 @@ def check(
         heading = f"edgeslim check for {report.target}"
         print_report(report, Console(soft_wrap=False), written=True, heading=heading)
     judge_report(report, require_judged=require_judged, hint="the package is left as it is")
-
-
-def _device_options(device: str | None, runtime: str | None, samples: int | None, timeout: str) -> DeviceOptions | None:
-    from edgeslim.recheck_device import DeviceOptions
-    from edgeslim.units import parse_ms
-
-    if device is None:
-        if runtime is not None or samples is not None:
-            option = "--runtime" if runtime is not None else "--device-samples"
-            raise UsageError(option, "no device", expected="--device DEVICE beside it")
-        return None
-    return DeviceOptions(
-        device=device, library=runtime, samples=samples, timeout_s=parse_ms(timeout, "--device-timeout") / 1000
-    )

@@ -53,6 +53,10 @@ _STATUS = {
 }
 
 
+_FOREIGN = ("Exec format error", "not executable", "syntax error")
+"""What shells say of another machine's program; some take it for a script."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DeviceRun:
     """What came back: outputs by feed, times in milliseconds, bytes, and, of an emulated machine, instructions."""
@@ -217,7 +221,7 @@ def _finite(value: object) -> float:
 def _explain(device: Device, status: int, stderr: str) -> EdgeslimError:
     lines = [line for line in stderr.strip().splitlines() if line.strip()]
     said = lines[-1][:400] if lines else "nothing"
-    if "Exec format error" in stderr or "not executable" in stderr:
+    if not said.startswith("runner: ") and (status in (126, 127) or any(text in stderr for text in _FOREIGN)):
         return DeviceError(device.label, f"it can't run {device.isa} programs", expected=f"a machine for {device.isa}")
     if status in (4, 5, 7):
         return DeviceError(

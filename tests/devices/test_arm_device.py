@@ -92,6 +92,8 @@ def booted(folder: Path, way: str) -> Iterator[subprocess.Popen[bytes]]:
     try:
         await_port(device, PORTS[way], folder / "log")
         if way == "adb":
+            place = {**os.environ, "HOME": str(folder)}  # where the server keeps its key
+            subprocess.run(["adb", "start-server"], check=True, capture_output=True, timeout=60, env=place)
             await_phone()
         yield device
     finally:
@@ -128,9 +130,7 @@ def way(_network: None, request: pytest.FixtureRequest, tmp_path_factory: pytest
     """``--device`` for the booted device."""
     folder = tmp_path_factory.mktemp(request.param)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(folder))
         patch.setenv("ADB_LOCAL_TRANSPORT_MAX_PORT", "5554")  # or adb takes it for an emulator, too
-        patch.setenv("XDG_CACHE_HOME", str(ROOT.parents[1]))
         patch.setenv("EDGESLIM_SSH_CONFIG", str(folder / "client"))
         patch.setattr("edgeslim.devices.ssh.BASES", (BASES["ssh"],))
         with booted(folder, request.param):

@@ -1,4 +1,4 @@
-/* The loader in C by hand: loader_main FOLDER WAY ids ID… | floats VALUE… | labels. Prints a number or name a line.
+/* The loader in C by hand: loader_main FOLDER WAY ids ID… | text TEXT | floats VALUE… | labels. Prints a number or name a line.
  * WAY is 0 (lowest), 1 (file) or 2 (memory). */
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,6 +28,8 @@ int main(int count, char **words) {
     if (strcmp(words[3], "labels") == 0) {
         for (k = 0; edgeslim_label(model, k) != NULL; k++) puts(edgeslim_label(model, k));
         printf("%zu %zu %s\n", edgeslim_label_count(model), edgeslim_max_tokens(model), edgeslim_name(model));
+    } else if (strcmp(words[3], "text") == 0) {
+        status = edgeslim_embed(model, words[4], vector, ROOM, &size, &error);
     } else if (strcmp(words[3], "ids") == 0) {
         for (k = 0; k < given; k++) ids[k] = atoll(words[4 + k]);
         status = edgeslim_embed_ids(model, ids, given, vector, ROOM, &size, &error);

@@ -17,6 +17,7 @@ import pytest
 import edgeslim
 from edgeslim.checks import latency
 from edgeslim.core import Batch
+from edgeslim.datasets.encoding import load_tokenizer
 from edgeslim.devices.device import open_device
 from edgeslim.devices.runtimes import runtime_headers, runtime_library
 from edgeslim.packaging.cmake_files import loader_sources
@@ -118,6 +119,19 @@ def test_pooling_follows_the_manifest(loader: Path, copied: Path, changes: dict[
     np.testing.assert_allclose(run(loader, copied, "ids", *IDS).vector(), expected(copied, IDS), atol=1e-5)
 
 
+def test_texts_are_pythons(loader: Path, copied: Path, labelled_texts: Any) -> None:
+    tokenizer = load_tokenizer(copied / "tokenizer")
+    for text in ("", labelled_texts[3][0], labelled_texts[8][0].upper() + " [SEP] ünknown, 雪.", "good " * 300):
+        told = run(loader, copied, "text", text)
+        assert told.code == 0, told.err
+        ids = tokenizer(text, truncation=True, max_length=128, split_special_tokens=True)["input_ids"]
+        np.testing.assert_allclose(told.vector(), expected(copied, ids), atol=5e-6)
+    (copied / "tokenizer/tokenizer.etk").write_bytes(b"none")
+    assert "tokenizer.etk is damaged" in run(loader, copied, "text", "a").err
+    (copied / "tokenizer/tokenizer.etk").unlink()
+    assert "tokenizer.etk is missing" in run(loader, copied, "text", "a").err
+
+
 def test_labels_by_name(loader: Path, copied: Path) -> None:
     table = json.loads((copied / "manifest.json").read_text())
     names = ["bad", 'qu"ote\\', "größer", "雪", "😀 tab\t"]
@@ -163,16 +177,14 @@ def test_what_is_no_package(loader: Path, copied: Path) -> None:
 
 
 @pytest.mark.parametrize(("machine", "isa"), [("cortex-a72", "aarch64"), ("cortex-a7", "armhf")])
-def test_on_emulated_arm(encoder: Path, machine: str, isa: Any, tmp_path: Path) -> None:
+def test_on_emulated_arm(copied: Path, machine: str, isa: Any, tmp_path: Path) -> None:
     need_machine(isa)
     program = compile_loader(f"{TRIPLETS[isa]}-gcc", isa, tmp_path, "-O1")
     with open_device(f"qemu:{machine}", isa) as device:
-        names = ("manifest.json", "model.onnx", "weights.esz")
-        device.push({name: encoder / name for name in names})
         library = tmp_path / "libonnxruntime.so.1"  # each release calls itself by one of the two names
         device.push({"loader": program, library.name: library, "libonnxruntime.so": library})
-        told = device.run(["loader", device.path("."), "0", "ids", *map(str, IDS)], timeout_s=60)
+        told = device.run(["loader", str(copied), "0", "ids", *map(str, IDS)], timeout_s=60)
     assert told.status == 0, told.stderr
     vector = np.array([float(line) for line in told.stdout.split()])
-    want = expected(encoder, IDS)
+    want = expected(copied, IDS)
     assert float(vector @ want) / np.linalg.norm(want) > 0.9999

@@ -13,9 +13,10 @@
 
 #include "edgeslim_json.h"
 #include "esz_load.h"
+#include "esz_token.h"
 #include "onnxruntime_c_api.h"
 
-enum { ORT_API = 18, SCHEMA = 1, MOST_MANIFEST_BYTES = 1 << 20, PATH_ROOM = 4096 };
+enum { ORT_API = 18, SCHEMA = 1, MOST_MANIFEST_BYTES = 1 << 20, MOST_TOKENIZER_BYTES = 64 << 20, PATH_ROOM = 4096 };
 
 typedef enum { POOL_NONE, POOL_MEAN, POOL_CLS } pooling;
 
@@ -27,6 +28,9 @@ struct edgeslim_model {
     int pad, normalize;
     pooling pooling;
     uint64_t weights_bytes, model_bytes;
+    esz_tokenizer tokenizer;
+    uint8_t *tokenizer_file; /* null: a package without one that C has */
+    uint64_t tokenizer_bytes;
     void *weights; /* where they are decoded in memory */
     OrtEnv *environment;
     OrtSession *session;
@@ -37,6 +41,7 @@ struct edgeslim_model {
 };
 
 static const OrtApi *ort;
+static const char TOKENIZER[] = "tokenizer/tokenizer.etk";
 
 static edgeslim_status failed(edgeslim_error *error, edgeslim_status status, const char *form, ...) {
     va_list rest;
@@ -129,6 +134,8 @@ static edgeslim_status read_manifest(edgeslim_model *m, edgeslim_error *error, i
     tokens = json_count(json_member(tokenizer, "max_length"));
     m->max_tokens = tokens > 0 && tokens <= 1 << 20 ? (size_t)tokens : 0;
     m->pad = json_is(json_member(tokenizer, "pad"), "true");
+    tokens = file_bytes(root, TOKENIZER);
+    m->tokenizer_bytes = tokens > 0 ? (uint64_t)tokens : 0;
     m->normalize = json_is(json_member(task, "normalize"), "true");
     m->pooling = json_is(json_member(task, "pooling"), "\"mean\"")  ? POOL_MEAN
                  : json_is(json_member(task, "pooling"), "\"cls\"") ? POOL_CLS
@@ -136,6 +143,24 @@ static edgeslim_status read_manifest(edgeslim_model *m, edgeslim_error *error, i
     *threads = json_count(json_member(runtime, "threads"));
     *in_memory = json_is(json_member(runtime, "loading"), "\"memory\"");
     return read_labels(m, task, m->names + strlen(m->names) + 1, error);
+}
+
+static edgeslim_status read_tokenizer(edgeslim_model *m, edgeslim_error *error) {
+    char path[PATH_ROOM];
+    const size_t size = (size_t)m->tokenizer_bytes;
+    size_t got = 0;
+    FILE *file;
+    if (m->tokenizer_bytes == 0) return EDGESLIM_OK;
+    if (m->tokenizer_bytes > MOST_TOKENIZER_BYTES) return failed(error, EDGESLIM_PACKAGE, "%s: too large", TOKENIZER);
+    file = join(path, m->folder, TOKENIZER) ? fopen(path, "rb") : NULL;
+    if (file == NULL) return failed(error, EDGESLIM_PACKAGE, "%s is missing", TOKENIZER);
+    m->tokenizer_file = malloc(size + 1);
+    if (m->tokenizer_file != NULL) got = fread(m->tokenizer_file, 1, size + 1, file);
+    fclose(file);
+    if (m->tokenizer_file == NULL) return failed(error, EDGESLIM_MEMORY, "no memory for the tokenizer");
+    if (got != size || esz_token_open(&m->tokenizer, m->tokenizer_file, size) != ESZ_TOKEN_OK)
+        return failed(error, EDGESLIM_PACKAGE, "%s is damaged", TOKENIZER);
+    return EDGESLIM_OK;
 }
 
 /* --- Weights and session --- */
@@ -214,6 +239,7 @@ static edgeslim_status open_all(edgeslim_model *m, const edgeslim_options *optio
     int in_memory = 0;
     edgeslim_loading loading = options == NULL ? EDGESLIM_LOWEST : options->loading;
     edgeslim_status status = read_manifest(m, error, &threads, &in_memory);
+    if (status == EDGESLIM_OK) status = read_tokenizer(m, error);
     if (status != EDGESLIM_OK) return status;
     ort = OrtGetApiBase()->GetApi(ORT_API);
     if (ort == NULL)
@@ -258,6 +284,7 @@ void edgeslim_close(edgeslim_model *m) {
     if (m->session != NULL) ort->ReleaseSession(m->session);
     if (m->environment != NULL) ort->ReleaseEnv(m->environment);
     free(m->weights);
+    free(m->tokenizer_file);
     free(m->names);
     free(m->manifest);
     free(m->folder);
@@ -389,7 +416,7 @@ edgeslim_status edgeslim_embed_ids(edgeslim_model *m, const int64_t *ids, size_t
     edgeslim_tensor inputs[3], output = {0};
     OrtValue *result = NULL;
     void *hidden = NULL;
-    int64_t *tokens;
+    int64_t *tokens, pad;
     size_t k, t;
     edgeslim_status status = EDGESLIM_OK;
     *size = 0;
@@ -398,6 +425,8 @@ edgeslim_status edgeslim_embed_ids(edgeslim_model *m, const int64_t *ids, size_t
         return failed(error, EDGESLIM_INPUT, "%zu tokens, expected 1 to %zu", count, m->max_tokens);
     if ((tokens = calloc(3 * length, sizeof *tokens)) == NULL) return failed(error, EDGESLIM_MEMORY, "no memory for tokens");
     memcpy(tokens, ids, count * sizeof *ids);
+    pad = m->tokenizer_file == NULL ? ESZ_TOKEN_NONE : esz_token_pad(&m->tokenizer);
+    for (t = count; t < length && pad > 0; t++) tokens[t] = pad;
     for (t = 0; t < count; t++) tokens[length + t] = 1;
     for (k = 0; k < m->input_count && status == EDGESLIM_OK; k++) {
         const int which = text_input(m->inputs[k]);
@@ -414,6 +443,32 @@ edgeslim_status edgeslim_embed_ids(edgeslim_model *m, const int64_t *ids, size_t
     if (status == EDGESLIM_OK) status = pool(m, &output, hidden, count, vector, room, size, error);
     if (result != NULL) ort->ReleaseValue(result);
     free(tokens);
+    return status;
+}
+
+edgeslim_status edgeslim_encode(const edgeslim_model *m, const char *text, size_t bytes, int64_t *ids, size_t room,
+                                size_t *count, edgeslim_error *error) {
+    esz_token_status encoded;
+    *count = 0;
+    if (m->tokenizer_file == NULL)
+        return failed(error, EDGESLIM_INPUT, "the package has no tokenizer for devices: give token ids");
+    if (room > m->max_tokens) room = m->max_tokens;
+    encoded = esz_token_encode(&m->tokenizer, text, bytes, ESZ_TOKEN_LITERAL, ids, room, count, NULL);
+    if (encoded == ESZ_TOKEN_OK) return EDGESLIM_OK;
+    return encoded == ESZ_TOKEN_MEMORY ? failed(error, EDGESLIM_MEMORY, "no memory for a very long word")
+                                       : failed(error, EDGESLIM_INPUT, "no room for the text's tokens");
+}
+
+edgeslim_status edgeslim_embed(edgeslim_model *m, const char *text, float *vector, size_t room, size_t *size,
+                               edgeslim_error *error) {
+    int64_t *ids = malloc((m->max_tokens + 1) * sizeof *ids);
+    size_t count;
+    edgeslim_status status;
+    *size = 0;
+    if (ids == NULL) return failed(error, EDGESLIM_MEMORY, "no memory for tokens");
+    status = edgeslim_encode(m, text, strlen(text), ids, m->max_tokens, &count, error);
+    if (status == EDGESLIM_OK) status = edgeslim_embed_ids(m, ids, count, vector, room, size, error);
+    free(ids);
     return status;
 }
 

@@ -3,7 +3,7 @@
  *   edgeslim_model *model;
  *   edgeslim_error error;
  *   if (edgeslim_open("/opt/models/minilm", NULL, &model, &error) != EDGESLIM_OK) puts(error.text);
- *   edgeslim_embed_ids(model, ids, count, vector, room, &size, &error);
+ *   edgeslim_embed(model, "a text", vector, room, &size, &error);
  *   edgeslim_close(model);
  *
  * A package is the folder that its archive unpacks to. manifest.json says what the model takes and what becomes of its
@@ -13,7 +13,7 @@
  * The package's sizes are compared with its manifest, the weights with their hashes, before the runtime sees a byte.
  * That finds accidents, not forgery: whoever needs more verifies the archive's signature before unpacking it.
  *
- * A model may be run by one thread at a time. Compile with edgeslim.c, esz_load.c and esz.c, against the header of ONNX
+ * A model may be run by one thread at a time. Compile with edgeslim.c, esz_load.c, esz_token.c and esz.c, against the header of ONNX
  * Runtime 1.18 or newer, and link that library.
  *
  * SPDX-License-Identifier: Apache-2.0 */
@@ -69,6 +69,15 @@ void edgeslim_close(edgeslim_model *model); /* may be null */
 /* Any model: all its inputs, and the outputs that are asked for. */
 edgeslim_status edgeslim_run(edgeslim_model *model, const edgeslim_tensor *inputs, size_t input_count,
                              edgeslim_tensor *outputs, size_t output_count, edgeslim_error *error);
+
+/* The vector of a text in UTF-8, or a classifier's logits: edgeslim_embed_ids of its tokens. A text that is too long is
+ * cut. EDGESLIM_INPUT where the package's tokenizer is one that only Python has. */
+edgeslim_status edgeslim_embed(edgeslim_model *model, const char *text, float *vector, size_t room, size_t *size,
+                               edgeslim_error *error);
+
+/* The tokens of a text of `bytes` bytes, at most edgeslim_max_tokens of them. */
+edgeslim_status edgeslim_encode(const edgeslim_model *model, const char *text, size_t bytes, int64_t *ids, size_t room,
+                                size_t *count, edgeslim_error *error);
 
 /* A model of texts on token ids, special tokens included: the vector of an encoder, pooled and normalized as the
  * manifest says, or the logits of a classifier. `*size` is how many floats it has, also where `room` is too little. */
