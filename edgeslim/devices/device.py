@@ -58,7 +58,7 @@ class Device(Protocol):
         ...
 
     def path(self, name: str) -> str:
-        """The absolute path there of a name in the folder."""
+        """By which path a program that runs in the folder reaches a name in it."""
         ...
 
 

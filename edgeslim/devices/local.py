@@ -41,8 +41,8 @@ class LocalDevice:
         self._folder, self._root, self._prefix = folder, root, tuple(prefix)
 
     def path(self, name: str) -> str:
-        """See ``Device``."""
-        return str(self._folder / name)
+        """See ``Device``; relative under the emulator, where the folder's own name would change the counts."""
+        return f"./{name}" if self.emulated else str(self._folder / name)
 
     def push(self, files: Mapping[str, Path]) -> None:
         """See ``Device``."""
