@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -81,13 +81,19 @@ class Batch:
     """Inputs of one run, and what is known about its rows.
 
     ``labels`` holds one class index a row where the data has labels; ``rows`` is the number of samples. Of a window of
-    running text the last ``scored`` tokens count; ``None`` for anything else.
+    running text the last ``scored`` tokens count; ``None`` for anything else. ``original`` is what the float original
+    takes of the same samples, where its tokenizer is another.
     """
 
     feed: Feed
     rows: int
     labels: tuple[int, ...] = ()
     scored: int | None = None
+    original: Feed | None = None
+
+    def for_original(self) -> Batch:
+        """The same samples as the float original takes them."""
+        return self if self.original is None else replace(self, feed=self.original, original=None)
 
 
 class Task(Protocol):
@@ -139,7 +145,8 @@ class Context:
     Stages on the torch model have ``training``, where the project names such data, the float original as ``teacher``
     (an ``edgeslim.training.torch_model.TorchModel``, frozen), and a folder for ``checkpoints`` that outlives a killed
     build. ``goal_bytes`` is what graph and coded weights may take together, where a budget limits the package's size.
-    Of a language model there is the ``checkpoint`` (an ``edgeslim.decoders.checkpoint.Checkpoint``).
+    Of a language model there is the ``checkpoint`` (an ``edgeslim.decoders.checkpoint.Checkpoint``). ``tokenizer`` is
+    the folder of the one that made the samples of texts, ``folder`` what paths in a recipe are relative to.
     """
 
     target: TargetProfile
@@ -155,16 +162,22 @@ class Context:
     checkpoints: Path | None = None
     goal_bytes: int | None = None
     checkpoint: Any = None
+    tokenizer: Path | None = None
+    folder: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult(Generic[Model]):
-    """What a stage did: ``changed`` tensors or nodes, and by name why others were ``skipped``."""
+    """What a stage did: ``changed`` tensors or nodes, and by name why others were ``skipped``.
+
+    ``tokenizer`` is a folder below the stage's ``work_dir`` with the tokenizer that the model wants from now on.
+    """
 
     model: Model
     changed: int
     skipped: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    tokenizer: Path | None = None
 
 
 class Stage(Protocol[Model]):

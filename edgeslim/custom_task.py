@@ -46,7 +46,7 @@ class CustomTask:
             raise BadInputError("data", "no samples to evaluate on", expected="one sample or more")
         progress.step(f"evaluate with {self.name}")
         try:
-            found = self._metric(candidate, reference, batches)
+            found = self._metric(candidate, _for_original(reference, batches), batches)
         except BadInputError:
             raise
         except Exception as error:  # it is the user's code
@@ -82,6 +82,12 @@ class CustomTask:
     def manifest(self) -> Mapping[str, object]:
         """The metric's name."""
         return {"task": "custom", "metric": self.name}
+
+
+def _for_original(reference: Runner, batches: Sequence[Batch]) -> Runner:
+    """``reference``, given what it takes of the samples whose feed it is called with."""
+    others = {id(batch.feed): batch.original for batch in batches if batch.original is not None}
+    return (lambda feed: reference(others.get(id(feed), feed))) if others else reference
 
 
 def _is_finite(value: object) -> bool:

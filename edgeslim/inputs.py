@@ -33,6 +33,7 @@ __all__ = [
     "find_unchanged",
     "hash_model",
     "input_files",
+    "recipe_files",
     "remember",
     "versions",
     "why_changed",
@@ -61,6 +62,7 @@ _TOKENIZER = ("*.json", "*.txt", "*.model", "*.bpe", "*.tiktoken")
 _FOLDER = (*_TOKENIZER, *_BESIDE, "*.safetensors", "*/config.json", "*/*/config.json")
 _SOURCES = (".py", ".c", ".h", ".jar", ".cmake", ".in")
 _STEP = "build"
+_RECIPE_FILES = ("corpus", "outside")
 _PARTS = {"files": "", "settings": "the setting ", "versions": "the version of "}
 
 
@@ -87,9 +89,16 @@ def input_files(plan: Plan, source: Source) -> tuple[Path, ...]:
     for name in (plan.data.file, plan.data.calibration, plan.data.evaluation, plan.data.training):
         if name is not None:
             found += [plan.base / name, *_below(plan.base / name)]
+    found += recipe_files(plan)
     if source.tokenizer is not None:
         found += _matching(source.tokenizer, _TOKENIZER)
     return tuple(sorted({path.absolute() for path in found if path.is_file()}))
+
+
+def recipe_files(plan: Plan) -> tuple[Path, ...]:
+    """The files that the recipe's steps name."""
+    found = [table.get(key) for table in plan.recipe.tables for key in _RECIPE_FILES]
+    return tuple(plan.base / name for name in found if isinstance(name, str))
 
 
 def hash_model(source: Source) -> dict[str, str]:

@@ -37,7 +37,7 @@ from edgeslim.packaging.tokenizer_file import TOKENIZER_FILE, write_tokenizer
 from edgeslim.pooling import pooling_from_folder
 from edgeslim.project import Plan
 from edgeslim.recheck_device import DeviceOptions
-from edgeslim.reference import class_labels, export_reference, graph_bytes
+from edgeslim.reference import class_labels, export_reference, graph_bytes, retokenize
 from edgeslim.session import open_runner, runtime_version
 from edgeslim.source import Source, resolve_source
 from edgeslim.stage_cost import pack_weights
@@ -103,23 +103,15 @@ def run_build(
             progress=progress,
             checkpoint=exported.checkpoint,
         )
-        notes: list[str] = []
-        recording = work / RECORDING_NAME
-        recorded = samples.judged and record_outputs(context.reference, samples.evaluation, task, recording)
-        extras = _extras(source, recording if recorded else None)
-        if source.tokenizer is not None:
-            device_tokenizer = work / TOKENIZER_FILE
-            if unfit := write_tokenizer(source.tokenizer, device_tokenizer):
-                notes.append(f"the loaders for devices take token ids, not texts: {unfit}")
-            else:
-                extras = (*extras, (f"tokenizer/{TOKENIZER_FILE}", device_tokenizer))
-        if plan.target.package.kind == "cmake":
-            extras = (*extras, *cmake_extras(source.name, plan.target.name, work / "cmake"))
+        extras, notes = _extras(source, source.tokenizer, samples, context, plan, work / "extras")
         if plan.budget.max_size_bytes is not None:
             other = _other_bytes(source, task, reference, extras, samples, plan, work)
             goal = _goal(plan.budget.max_size_bytes - other, graph_bytes(reference))
             context = replace(context, goal_bytes=goal)
-        compressed = run_stages(exported, plan, context, steps, cache)
+        compressed, tokenizer = run_stages(exported, plan, context, steps, cache)
+        if tokenizer is not None:
+            samples = retokenize(exported, plan, tokenizer)
+            extras, notes = _extras(source, tokenizer, samples, context, plan, work / "trimmed-extras")
         encoded = _encode(compressed, steps)
         packed = _package(source, task, compressed, encoded, extras, samples, plan, steps)
         artifact = Artifact(
@@ -137,7 +129,12 @@ def run_build(
             artifact=ArtifactInfo(path=str(plan.out / artifact.package.name), bytes=artifact.package.stat().st_size),
             steps=tuple(steps.records),
             findings=(*findings, _build_memory()),
-            notes=(*samples.notes, *notes, *_calibration_notes(samples, plan, reference), *_host_notes(findings)),
+            notes=(
+                *samples.notes,
+                *notes,
+                *_calibration_notes(exported.samples, plan, reference),
+                *_host_notes(findings),
+            ),
             environment={"edgeslim": __version__, "onnxruntime": runtime_version()},
         )
         if not report.failed():
@@ -174,12 +171,29 @@ def _package_name(source: Source, plan: Plan) -> str:
     return source.name + (".aar" if plan.target.package.kind == "aar" else ".tar.gz")
 
 
-def _extras(source: Source, recording: Path | None) -> tuple[tuple[str, Path], ...]:
-    """What a package holds besides the model: tokenizer, licence, and what the float model said of some samples."""
-    extras = tokenizer_extras(source.tokenizer)
+def _extras(
+    source: Source, tokenizer: Path | None, samples: Samples, context: Context, plan: Plan, work: Path
+) -> tuple[tuple[tuple[str, Path], ...], list[str]]:
+    """What a package holds besides the model, and notes: tokenizer, licence, what the float model said of some samples.
+
+    Files that are made for it lie in the new folder ``work``.
+    """
+    work.mkdir()
+    notes: list[str] = []
+    extras = tokenizer_extras(tokenizer)
     if source.licence_file is not None:
         extras = (*extras, ("LICENSE", source.licence_file))
-    return extras if recording is None else (*extras, (RECORDING_NAME, recording))
+    recording = work / RECORDING_NAME
+    if samples.judged and record_outputs(context.reference, samples.evaluation, context.task, recording):
+        extras = (*extras, (RECORDING_NAME, recording))
+    if tokenizer is not None:
+        if unfit := write_tokenizer(tokenizer, work / TOKENIZER_FILE):
+            notes.append(f"the loaders for devices take token ids, not texts: {unfit}")
+        else:
+            extras = (*extras, (f"tokenizer/{TOKENIZER_FILE}", work / TOKENIZER_FILE))
+    if plan.target.package.kind == "cmake":
+        extras = (*extras, *cmake_extras(source.name, plan.target.name, work / "cmake"))
+    return extras, notes
 
 
 def _package(

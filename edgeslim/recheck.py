@@ -22,7 +22,7 @@ from edgeslim.checks.operators import check_operators
 from edgeslim.checks.package import check_files, check_signature, check_weights
 from edgeslim.core import Artifact, ArtifactInfo, Batch, Feed, Finding, Progress, Quiet, Report, Runner, Task
 from edgeslim.datasets.recording import RECORDING_NAME, load_recording
-from edgeslim.datasets.samples import Samples
+from edgeslim.datasets.samples import Samples, hash_batches
 from edgeslim.errors import BadInputError, UsageError
 from edgeslim.final_checks import check_cost, timed_feed
 from edgeslim.graphs import graph
@@ -190,12 +190,14 @@ def _check_model(
                 expected="--task module:function",
                 hint="it is run: name it if you trust it",
             )
-        reference, example = _export(options.reference, task, target, manifest, options, work, progress)
+        reference, example, theirs = _export(options.reference, task, target, manifest, options, work, progress)
         _check_inputs(open_runner(reference), runner, options.reference)
     tokenizer = None if manifest.tokenizer is None else package.folder / manifest.tokenizer.folder
     samples = evaluation_samples(manifest, task, options.data, tokenizer, runner.inputs, example)
     _try_feed(runner, samples.evaluation[0].feed, options.data)
     notes += samples.notes
+    if reference is not None and theirs is not None and tokenizer is not None:
+        samples = _beside(samples, manifest, task, options.data, theirs, tokenizer, runner.inputs)
     length = 128 if manifest.tokenizer is None else manifest.tokenizer.max_length
     candidate: Runner = runner
     place = "host"
@@ -260,8 +262,8 @@ def _export(
     options: CheckOptions,
     work: Path,
     progress: Progress,
-) -> tuple[Path, Feed]:
-    """The float export of ``model``, made as a build makes it, and one of the feeds that it was tried with."""
+) -> tuple[Path, Feed, Path | None]:
+    """The float export of ``model``, as a build makes it, a feed that it was tried with, and its tokenizer."""
     source = resolve_source(model)
     plan = Plan(
         model=model,
@@ -279,7 +281,28 @@ def _export(
         preprocessing=preprocessing_options(task),
     )
     reference = export_reference(source, task, plan, Steps(work, None, versions(), progress))
-    return reference.folder / graph.MODEL_NAME, reference.samples.evaluation[0].feed
+    return reference.folder / graph.MODEL_NAME, reference.samples.evaluation[0].feed, source.tokenizer
+
+
+def _beside(
+    samples: Samples,
+    manifest: Manifest,
+    task: Task | None,
+    data: str | None,
+    theirs: Path,
+    ours: Path,
+    names: Sequence[str],
+) -> Samples:
+    """``samples`` with what the float model takes of them, where its tokenizer isn't the package's: a trimmed one."""
+    files = [folder / "tokenizer.json" for folder in (theirs, ours)]
+    if not all(path.is_file() for path in files) or files[0].read_bytes() == files[1].read_bytes():
+        return samples
+    whole_file = manifest if data is None else replace(manifest, calibration=None)
+    other = evaluation_samples(whole_file, task, data, theirs, names, None)
+    whole = evaluation_samples(whole_file, task, data, ours, names, None)
+    pairs = {hash_batches((mine,)): one.feed for mine, one in zip(whole.evaluation, other.evaluation, strict=True)}
+    evaluation = tuple(replace(batch, original=pairs[hash_batches((batch,))]) for batch in samples.evaluation)
+    return replace(samples, evaluation=evaluation)
 
 
 def _try_feed(runner: Runner, feed: Feed, data: str | None) -> None:

@@ -48,6 +48,8 @@ __all__ = [
     "export_reference",
     "graph_bytes",
     "load_original",
+    "retokenize",
+    "text_tokenizer",
     "training_samples",
 ]
 
@@ -174,6 +176,28 @@ def _export_decoder(source: Source, plan: Plan, steps: Steps) -> Reference:
         own=None,
         checkpoint=checkpoint,
     )
+
+
+def retokenize(reference: Reference, plan: Plan, tokenizer: Path) -> Samples:
+    """The samples of ``reference`` as another tokenizer has them, each beside what the float original takes of it."""
+    made = load_samples(
+        plan.data,
+        base=plan.base,
+        tokenizer=tokenizer,
+        input_names=[item.name for item in reference.taken],
+        labels=reference.labels,
+        example=None,
+        seed=plan.seed,
+    )
+    return made.restricted(list(reference.samples.calibration[0].feed)).beside(reference.samples)
+
+
+def text_tokenizer(reference: Reference, plan: Plan) -> Path | None:
+    """The folder of the tokenizer that made the samples, where they were made of texts."""
+    data = plan.data
+    arrays = any(str(name).endswith(".npz") for name in (data.file, data.calibration, data.evaluation))
+    other = reference.images or reference.own is not None or reference.checkpoint is not None
+    return None if arrays or other else reference.source.tokenizer
 
 
 def load_original(reference: Reference) -> TorchModel:

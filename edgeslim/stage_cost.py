@@ -15,12 +15,12 @@ is what two runs of one graph differ by on a busy host.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeslim.checks.latency import measure_pair
-from edgeslim.core import Context, Quiet
+from edgeslim.core import Batch, Context, Quiet
 from edgeslim.datasets.samples import fixed_length_feed
 from edgeslim.errors import EdgeslimError
 from edgeslim.graphs import graph
@@ -47,19 +47,26 @@ class StageCost:
 
 
 def measure_stage(
-    before: Path, after: Path, context: Context, scratch: Path, known: Mapping[str, float] | None = None
+    before: Path,
+    after: Path,
+    context: Context,
+    scratch: Path,
+    known: Mapping[str, float] | None = None,
+    calibration: Sequence[Batch] | None = None,
 ) -> StageCost:
     """Measures the graphs in the folders ``before`` and ``after`` side by side.
 
     ``known`` are the figures of ``before`` as the stage before it found them: its bytes and quality stand.
+    ``calibration`` are the samples as ``after`` takes them, where that isn't as ``before`` does.
     """
+    changed = context if calibration is None else replace(context, calibration=calibration)
     threads = context.target.runtime.threads
     graphs = [folder / graph.MODEL_NAME for folder in (before, after)]
     left, right = (open_runner(path, threads=threads) for path in graphs)
-    feed = fixed_length_feed(context.calibration, fixed_length(graphs[0]) or LENGTH)
+    feed = fixed_length_feed(changed.calibration, fixed_length(graphs[0]) or LENGTH)
     times = measure_pair(left, right, feed, rounds=ROUNDS)
     figures = [dict(known) if known else _figures(before, left, context, scratch)]
-    figures.append(_figures(after, right, context, scratch))
+    figures.append(_figures(after, right, changed, scratch))
     figures[0]["latency_ms"] = round(statistics.median(times.reference_ms), 3)
     figures[1]["latency_ms"] = round(statistics.median(times.candidate_ms), 3)
     unchanged = [

@@ -11,20 +11,21 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeslim.cache import Cache
-from edgeslim.core import Context, Quiet, StepResult
+from edgeslim.cache import Cache, hash_file
+from edgeslim.core import Batch, Context, Quiet, StepResult
 from edgeslim.datasets.samples import hash_batches
 from edgeslim.errors import BadInputError, CheckError
 from edgeslim.graphs import graph
 from edgeslim.graphs.graph import constant_array
-from edgeslim.inputs import hash_model, versions
+from edgeslim.inputs import hash_model, recipe_files, versions
+from edgeslim.packaging.bundle import tokenizer_extras
 from edgeslim.pooling import pooling_from_folder
 from edgeslim.processes import process_count, process_rank
 from edgeslim.project import Plan
@@ -36,6 +37,8 @@ from edgeslim.reference import (
     export_reference,
     graph_bytes,
     load_original,
+    retokenize,
+    text_tokenizer,
     training_samples,
 )
 from edgeslim.session import open_runner
@@ -50,6 +53,8 @@ if TYPE_CHECKING:
     from edgeslim.training.torch_model import TorchModel
 
 __all__ = ["assist_build", "check_source", "run_stages"]
+
+TOKENIZER = "tokenizer"
 
 
 def check_source(source: Source, plan: Plan) -> None:
@@ -68,14 +73,21 @@ def check_source(source: Source, plan: Plan) -> None:
         )
 
 
-def run_stages(reference: Reference, plan: Plan, context: Context, steps: Steps, cache: Cache | None) -> Path:
-    """The folder of the graph after all stages of the plan's recipe."""
-    folder = reference.folder
+def run_stages(
+    reference: Reference, plan: Plan, context: Context, steps: Steps, cache: Cache | None
+) -> tuple[Path, Path | None]:
+    """The folder of the graph after the recipe's stages, and that of its tokenizer where it isn't the source's."""
+    folder, tokenizer = reference.folder, None
+    context = replace(context, tokenizer=text_tokenizer(reference, plan), folder=plan.base)
     if plan.recipe.torch:
         folder = _run_torch_stages(reference, plan, context, steps, cache)
     for named in plan.recipe.graph:
-        folder = _run_graph_stage(named, folder, reference.folder, context, steps)
-    return folder
+        folder = _run_graph_stage(named, folder, reference, plan, context, steps)
+        if (folder / TOKENIZER).is_dir():
+            tokenizer = folder / TOKENIZER
+            calibration = retokenize(reference, plan, tokenizer).calibration
+            context = replace(context, calibration=calibration, tokenizer=tokenizer)
+    return folder, tokenizer
 
 
 def assist_build(plan: Plan, cache: Cache | None) -> None:
@@ -104,15 +116,21 @@ def assist_build(plan: Plan, cache: Cache | None) -> None:
         _run_torch_stages(reference, plan, context, steps, cache)
 
 
-def _run_graph_stage(named: NamedStage, before: Path, reference: Path, context: Context, steps: Steps) -> Path:
-    """The folder of the graph after one stage."""
+def _run_graph_stage(
+    named: NamedStage, before: Path, reference: Reference, plan: Plan, context: Context, steps: Steps
+) -> Path:
+    """The folder of the graph after one stage; a tokenizer that it made lies beside the graph."""
     known = steps.records[-1].after
 
     def make(folder: Path, scratch: Path) -> StepFacts:
         model = graph.load_graph(before / graph.MODEL_NAME)
         result = named.stage.run(model, replace(context, work_dir=scratch))
         graph.save_graph(result.model, folder)
-        return _facts(result, before, folder, context, scratch, known)
+        calibration = None
+        if result.tokenizer is not None:
+            shutil.copytree(result.tokenizer, folder / TOKENIZER)
+            calibration = retokenize(reference, plan, folder / TOKENIZER).calibration
+        return _facts(result, before, folder, context, scratch, known, calibration)
 
     target = context.target
     inputs = (
@@ -121,7 +139,7 @@ def _run_graph_stage(named: NamedStage, before: Path, reference: Path, context: 
             for name, digest in hash_folder(before).items()
             if name in (graph.MODEL_NAME, graph.WEIGHTS_NAME)
         },
-        hash_folder(reference),
+        hash_folder(reference.folder),
         dict(context.task.manifest()),
         named.name,
         repr(named.stage),
@@ -130,6 +148,8 @@ def _run_graph_stage(named: NamedStage, before: Path, reference: Path, context: 
         hash_batches(context.calibration),
         context.seed,
         context.goal_bytes,
+        {str(path): hash_file(path) for path in recipe_files(plan) if path.is_file()},
+        {name: hash_file(path) for name, path in tokenizer_extras(context.tokenizer)},
     )
     return steps.run(named.name, inputs, make)
 
@@ -195,8 +215,9 @@ def _facts(
     context: Context,
     scratch: Path,
     known: Mapping[str, float],
+    calibration: Sequence[Batch] | None = None,
 ) -> StepFacts:
-    cost = measure_stage(before, folder, context, scratch, known)
+    cost = measure_stage(before, folder, context, scratch, known, calibration)
     return StepFacts(
         changed=result.changed,
         bytes=graph_bytes(folder),

@@ -80,8 +80,9 @@ class FeatureExtraction:
         """
         pairs = []
         for batch in progress.track(_some(batches), "evaluate", total=len(batches)):
-            ours, theirs = candidate(batch.feed), reference(batch.feed)
-            output, their_vectors = self.compared(theirs, batch)
+            other = batch.for_original()
+            ours, theirs = candidate(batch.feed), reference(other.feed)
+            output, their_vectors = self.compared(theirs, other)
             vectors = (self._embed(_take_output(ours, output, batch.rows), batch), their_vectors)
             if vectors[0].shape != vectors[1].shape:
                 raise BadInputError(
@@ -155,8 +156,8 @@ class Classification:
         truth: list[int] = []
         classes = 2
         for batch in progress.track(_some(batches), "evaluate", total=len(batches)):
-            for runner, classified in ((candidate, ours), (reference, theirs)):
-                output, logits = self.compared(runner(batch.feed), batch)
+            for runner, one, classified in ((candidate, batch, ours), (reference, batch.for_original(), theirs)):
+                output, logits = self.compared(runner(one.feed), one)
                 classes = self._check_logits(logits, output)
                 classified.append(_classify(logits))
             truth.extend(batch.labels)

@@ -58,7 +58,8 @@ def record_outputs(reference: Runner, batches: Sequence[Batch], task: Task, path
     for batch in batches:
         if batch.rows != 1:
             continue
-        output, vectors = task.compared(reference(batch.feed), batch)
+        other = batch.for_original()
+        output, vectors = task.compared(reference(other.feed), other)
         if width and vectors.shape[1] != width:
             return False
         width = vectors.shape[1]

@@ -95,6 +95,22 @@ class Samples:
             self, calibration=cut(self.calibration), evaluation=cut(self.evaluation), padded=cut(self.padded)
         )
 
+    def beside(self, original: Samples) -> Samples:
+        """The same samples, made by another tokenizer than those of ``original``, whose feeds they carry along."""
+
+        def pair(ours: Sequence[Batch], theirs: Sequence[Batch]) -> tuple[Batch, ...]:
+            return tuple(
+                replace(mine, original=other.feed if other.original is None else other.original)
+                for mine, other in zip(ours, theirs, strict=True)
+            )
+
+        return replace(
+            self,
+            calibration=pair(self.calibration, original.calibration),
+            evaluation=pair(self.evaluation, original.evaluation),
+            padded=pair(self.padded, original.padded),
+        )
+
 
 def load_samples(
     options: DataOptions,
