@@ -28,6 +28,7 @@ _EMULATORS = {"aarch64": "qemu-aarch64", "armhf": "qemu-arm"}
 _TRIPLETS = {"aarch64": "aarch64-linux-gnu", "armhf": "arm-linux-gnueabihf"}
 _PACKAGES = {"aarch64": "libc6-arm64-cross libstdc++6-arm64-cross", "armhf": "libc6-armhf-cross libstdc++6-armhf-cross"}
 MAX_OUTPUT_BYTES = 1 << 20
+WORK = "edgeslim-work"
 
 
 class LocalDevice:
@@ -41,8 +42,14 @@ class LocalDevice:
         self._folder, self._root, self._prefix = folder, root, tuple(prefix)
 
     def path(self, name: str) -> str:
-        """See ``Device``; relative under the emulator, where the folder's own name would change the counts."""
-        return f"./{name}" if self.emulated else str(self._folder / name)
+        """See ``Device``.
+
+        The folder's own name would change an emulated run by some instructions, so there a file that exists is named
+        by its place below the root, and what a run is to write by its name alone.
+        """
+        if not self.emulated:
+            return str(self._folder / name)
+        return f"/{WORK}/{name}" if (self._folder / name).exists() else f"./{name}"
 
     def push(self, files: Mapping[str, Path]) -> None:
         """See ``Device``."""
@@ -66,6 +73,7 @@ class LocalDevice:
         prefix = list(self._prefix)
         if prefix and (self._folder / PLUGIN_NAME).is_file():
             prefix += ["-plugin", f"{self._folder / PLUGIN_NAME},out={self._folder / MARKS_NAME}"]
+        program = f"./{words[0]}" if prefix else self.path(words[0])
         environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
         if self.emulated:  # what lies where in memory decides how some bytes are copied, so it must not change
             environment = {key: environment[key] for key in ("ORT_DISABLE_TELEMETRY", "OMP_NUM_THREADS")}
@@ -73,7 +81,7 @@ class LocalDevice:
             prefix = [*([fixed, "-R"] if fixed else []), *prefix]
         try:
             done = subprocess.run(
-                [*prefix, self.path(words[0]), *words[1:]],
+                [*prefix, program, *words[1:]],
                 cwd=self._folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -136,8 +144,9 @@ def open_qemu(name: str, isa: Isa) -> Iterator[LocalDevice]:
         raise MissingToolError("--device qemu", f"no {_EMULATORS[isa]}", hint="apt-get install qemu-user")
     libraries = _libraries(isa)
     with tempfile.TemporaryDirectory(prefix="edgeslim-qemu-") as folder:
-        root, work = Path(folder) / "root", Path(folder) / "work"
-        work.mkdir()
+        root = Path(folder) / "root"
+        work = root / WORK
+        work.mkdir(parents=True)
         _lay_root(root, machine, libraries)
         prefix = (emulator, "-cpu", name, "-L", str(root))
         yield LocalDevice(f"qemu {name}", isa, work, root=root, prefix=prefix)

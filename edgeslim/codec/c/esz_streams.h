@@ -6,6 +6,7 @@
 
 #include "esz_code.h"
 #include "esz_fast.h"
+#include "esz_fast32.h"
 
 static int esz_next_byte(esz_reader *r, const esz_code *c, const esz_table *table) {
 #if defined(ESZ_SMALL)
@@ -129,6 +130,9 @@ static esz_status esz_streams_decode(const esz_code *c, unsigned streams, const 
         size_t done = 0;
 #if ESZ_FAST
         done = ESZ_CALL(plain8, c, r, dst, n, stride);
+        if (done > n) return ESZ_E_STREAM;
+#elif ESZ_FAST32
+        done = esz_plain8_32(c, r, dst, n, stride);
         if (done > n) return ESZ_E_STREAM;
 #endif
         step = 8;
