@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from edgeslim.algorithms.pruning import keep_zeros
 from edgeslim.algorithms.structured_pruning import (
     added_power,
     compensate,
@@ -87,10 +88,14 @@ def choose_kept(
 def fit_kept(
     taker: Taker, kept: Indices, options: UnitOptions
 ) -> tuple[Indices, npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
-    """The inputs that stay, sorted, their weights [len, out], and what is added to the bias."""
+    """The inputs that stay, sorted, their weights [len, out], and what is added to the bias.
+
+    A matrix that was pruned already keeps its zeros: it isn't made to answer for what went.
+    """
     columns = np.sort(taker.units[kept].ravel())
     plain = taker.matrix[columns]
-    if not options.compensate or taker.moments is None or len(columns) == len(taker.matrix):
+    sparse = keep_zeros(taker.matrix) is not None
+    if not options.compensate or taker.moments is None or len(columns) == len(taker.matrix) or sparse:
         return columns, plain, None
     second, mean = _around(taker)
     # Inputs that are no unit's (of a concatenation, say) stay as well, but then aren't cut: they take no part.

@@ -145,3 +145,13 @@ def test_int8_goes_on_from_there(gelu: Path, tmp_path: Path) -> None:
     quantized, run = run_stage(QuantizeInt8(), pruned, tmp_path / "int8", FEEDS)
     assert quantized.changed >= 1
     assert error(pruned, run) < 0.01
+
+
+def test_zeros_of_an_earlier_step_stay(tmp_path: Path) -> None:
+    found = tensors()
+    found["second"][RANDOM.random(found["second"].shape) < 0.5] = 0.0
+    path = write_model(tmp_path / "net.onnx", GELU, {"x": [1, "s", 32]}, **found)
+    result, _ = run_stage(PruneStructured(keep_neurons=0.75), path, tmp_path / "work", FEEDS)
+    second = next(array for name, array in stored(result).items() if name.startswith("second.kept"))
+    rows = {tuple(row) for row in found["second"]}
+    assert all(tuple(row) in rows for row in second)
