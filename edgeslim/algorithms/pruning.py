@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["keep_global", "keep_largest", "keep_n_of_m", "keep_zeros", "parse_pattern", "sparsity_of"]
+from edgeslim.errors import BadInputError
+
+__all__ = ["keep_global", "keep_largest", "keep_n_of_m", "keep_zeros", "parse_pattern", "refuse_pruned", "sparsity_of"]
 
 Mask = npt.NDArray[np.bool_]
 
@@ -98,3 +100,20 @@ def keep_zeros(values: npt.NDArray[Any]) -> Mask | None:
     """The mask of a tensor that was pruned already; ``None`` where fewer than a fifth of its values are zero."""
     zeros = values.size - np.count_nonzero(values)
     return values != 0 if zeros and zeros >= PRUNED_SHARE * values.size else None
+
+
+def refuse_pruned(values: npt.NDArray[Any], stage: str, name: str, keep: str) -> None:
+    """Refuses to factorize what an earlier step pruned: factors of a matrix have none of its zeros.
+
+    ``keep`` is the stage's setting for layers that it leaves alone.
+
+    Raises:
+        BadInputError: a fifth or more of ``values`` is zero.
+    """
+    if keep_zeros(values) is not None:
+        raise BadInputError(
+            f"recipe: {stage}",
+            f"{name}, {sparsity_of(values):.0%} of it zero: its factors would have no zeros",
+            expected="weights that nothing pruned",
+            hint=f"{stage} first, then the pruning of the factors; or {keep} = [...] for the pruned layers",
+        )

@@ -19,10 +19,21 @@ import onnx_ir as ir
 from edgeslim.graphs.graph import constant_array
 from edgeslim.graphs.int8_forms import attribute
 
-__all__ = ["KINDS", "Use", "Weight", "add_constant", "attribute", "find_weights", "node_name", "write_weight"]
+__all__ = [
+    "KINDS",
+    "Use",
+    "Weight",
+    "add_constant",
+    "attribute",
+    "find_foreign",
+    "find_weights",
+    "node_name",
+    "write_weight",
+]
 
 KINDS = ("MatMul", "Gemm", "Conv", "Gather")
 _OPERAND = {"MatMul": 1, "Gemm": 1, "Conv": 1, "Gather": 0}
+_FOREIGN = ("it belongs to ", "it is quantized already", "it is used inside ")
 _RECURRENT = ("LSTM", "GRU", "RNN")
 
 
@@ -124,6 +135,13 @@ def find_weights(
         if value not in roots and value.const_value is not None and value.const_value.size >= min_elements:
             skipped[value.name or ""] = reason
     return found
+
+
+def find_foreign(model: ir.Model) -> dict[str, str]:
+    """What a stage that walks the main graph's layers never meets, and why: of LSTMs, subgraphs, quantized parts."""
+    skipped: dict[str, str] = {}
+    find_weights(model, skipped)
+    return {name: reason for name, reason in skipped.items() if reason.startswith(_FOREIGN)}
 
 
 def write_weight(weight: Weight, array: npt.NDArray[Any]) -> None:

@@ -6,7 +6,7 @@ patches (channel, row, column) under a convolution's kernel. Memory doesn't grow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,15 +14,14 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgeslim.core import Context
-from edgeslim.errors import BadInputError
 from edgeslim.graphs.graph_weights import Weight
+from edgeslim.quantizing.moments import channel_rows, collect_moments
 from edgeslim.quantizing.probe import open_probe
 
 __all__ = ["input_moments", "moment_key", "patches"]
 
 Array = npt.NDArray[np.float64]
 
-ROWS = 2048
 MAX_PATCH_ROWS = 4096
 """Of a convolution's patches, so many a sample are taken, evenly spaced."""
 
@@ -42,30 +41,17 @@ def input_moments(model: ir.Model, weights: Sequence[Weight], ctx: Context) -> d
     Raises:
         BadInputError: there is no calibration data, or a value isn't finite.
     """
-    if not ctx.calibration:
-        raise BadInputError("calibration", "no samples", expected="at least one sample", hint="--data FILE")
     sources = {source.name or "": source for weight in weights for source in weight.sources}
-    run = open_probe(model, list(sources.values()), ctx.work_dir / "probe")
     first = {moment_key(weight): weight for weight in weights}
-    sums: dict[str, Array] = {}
-    waiting: dict[str, list[npt.NDArray[np.float32]]] = {key: [] for key in first}
-    for batch in ctx.progress.track(ctx.calibration, "second moments"):
-        values = {**batch.feed, **run(batch.feed)}
-        for key, weight in first.items():
-            for source in weight.sources:
-                rows = _rows(weight, np.asarray(values[source.name or ""], np.float32))
-                if not np.isfinite(rows).all():
-                    raise BadInputError(
-                        f"calibration: activation {source.name}",
-                        "a NaN or infinite value",
-                        expected="finite activations on calibration data",
-                    )
-                waiting[key].append(rows)
-            if sum(map(len, waiting[key])) >= ROWS:
-                _add(sums, waiting, key)
-    for key in first:
-        _add(sums, waiting, key)
-    return sums
+
+    def rows(key: str, values: Mapping[str, npt.NDArray[Any]]) -> Iterator[npt.NDArray[np.float32]]:
+        weight = first[key]
+        for source in weight.sources:
+            yield _rows(weight, np.asarray(values[source.name or ""], np.float32))
+
+    run = open_probe(model, list(sources.values()), ctx.work_dir / "probe")
+    found = collect_moments(run, list(first), ctx.calibration, progress=ctx.progress, rows=rows)
+    return {key: moments.second for key, moments in found.items()}
 
 
 def patches(
@@ -92,7 +78,7 @@ def patches(
 def _rows(weight: Weight, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     use = weight.uses[0]
     if use.kind != "Conv":
-        return values.reshape(-1, values.shape[-1])
+        return channel_rows(values)
     kernel = weight.array.shape[2:]
     strides, dilations, pads = _geometry(use.node, len(kernel))
     rows = patches(
@@ -132,11 +118,3 @@ def _resolve_pads(
         totals.append(max((places - 1) * stride + (length - 1) * dilation + 1 - size, 0))
     less, more = [total // 2 for total in totals], [total - total // 2 for total in totals]
     return tuple(less + more if mode == "SAME_UPPER" else more + less)
-
-
-def _add(sums: dict[str, Array], waiting: dict[str, list[npt.NDArray[np.float32]]], key: str) -> None:
-    if waiting[key]:
-        rows = np.concatenate(waiting[key])
-        waiting[key] = []
-        product = (rows.T @ rows).astype(np.float64)
-        sums[key] = sums[key] + product if key in sums else product

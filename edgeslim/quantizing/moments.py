@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,9 @@ import numpy.typing as npt
 from edgeslim.core import Batch, Progress, Runner
 from edgeslim.errors import BadInputError
 
-__all__ = ["Moments", "collect_moments"]
+__all__ = ["MomentSum", "Moments", "channel_rows", "collect_moments"]
 
-TILE_ROWS = 1024
+TILE_ROWS = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,48 +39,72 @@ class Moments:
         return Moments(second=self.second / np.outer(scale, scale), total=self.total / scale, count=self.count)
 
 
-def collect_moments(
-    run: Runner, names: Collection[str], batches: Sequence[Batch], *, progress: Progress
-) -> dict[str, Moments]:
-    """The moments of each of the tensors ``names``, which ``run`` gives or takes.
+class MomentSum:
+    """Adds rows up to moments. Products are float32, of at least some thousand rows, and added up in float64."""
 
-    The last axis is the channels. Products are float32, of at most some thousand rows, and added up in float64.
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._waiting: list[npt.NDArray[np.float32]] = []
+        self._sum: Moments | None = None
+
+    def add(self, rows: npt.NDArray[np.float32]) -> None:
+        """Adds ``rows`` [rows, channels].
+
+        Raises:
+            BadInputError: a value isn't finite.
+        """
+        if not np.isfinite(rows).all():
+            raise BadInputError(
+                f"calibration: activation {self._name}",
+                "a NaN or infinite value",
+                expected="finite activations on calibration data",
+            )
+        self._waiting.append(rows)
+        if sum(map(len, self._waiting)) >= TILE_ROWS:
+            self._flush()
+
+    def result(self) -> Moments:
+        """The moments of all rows; there must have been some."""
+        if self._waiting:
+            self._flush()
+        assert self._sum is not None, "no rows"
+        return self._sum
+
+    def _flush(self) -> None:
+        rows, self._waiting = np.concatenate(self._waiting), []
+        product, total, count = (rows.T @ rows).astype(np.float64), rows.sum(axis=0, dtype=np.float64), len(rows)
+        if self._sum is not None:
+            known = self._sum
+            product, total, count = known.second + product, known.total + total, known.count + count
+        self._sum = Moments(second=product, total=total, count=count)
+
+
+def collect_moments(
+    run: Runner,
+    names: Collection[str],
+    batches: Sequence[Batch],
+    *,
+    progress: Progress,
+    rows: Callable[[str, Mapping[str, npt.NDArray[Any]]], Iterable[npt.NDArray[np.float32]]] | None = None,
+) -> dict[str, Moments]:
+    """The moments of each of ``names``: tensors that ``run`` gives or takes, the last axis their channels.
+
+    With ``rows`` a name may be anything: ``rows(name, values)`` gives its rows out of a batch's values.
 
     Raises:
         BadInputError: there are no batches, or a value isn't finite.
     """
     if not batches:
         raise BadInputError("calibration", "no samples", expected="at least one sample", hint="--data FILE")
-    sums: dict[str, Moments] = {}
-    waiting: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in names}
-
-    def add(name: str) -> None:
-        rows = np.concatenate(waiting[name])
-        waiting[name] = []
-        product, total, count = (rows.T @ rows).astype(np.float64), rows.sum(axis=0, dtype=np.float64), len(rows)
-        if name in sums:
-            known = sums[name]
-            product, total, count = known.second + product, known.total + total, known.count + count
-        sums[name] = Moments(second=product, total=total, count=count)
-
+    sums = {name: MomentSum(name.partition("|")[0]) for name in names}
     for batch in progress.track(batches, "second moments"):
         values = {**batch.feed, **run(batch.feed)}
-        for name in names:
-            waiting[name].append(_rows(values[name], name))
-            if sum(map(len, waiting[name])) >= TILE_ROWS:
-                add(name)
-    for name in names:
-        if waiting[name]:
-            add(name)
-    return sums
+        for name, found in sums.items():
+            for part in [channel_rows(values[name])] if rows is None else rows(name, values):
+                found.add(part)
+    return {name: found.result() for name, found in sums.items()}
 
 
-def _rows(values: npt.NDArray[Any], name: str) -> npt.NDArray[np.float32]:
-    rows = np.asarray(values, np.float32).reshape(-1, values.shape[-1])
-    if not np.isfinite(rows).all():
-        raise BadInputError(
-            f"calibration: activation {name}",
-            "a NaN or infinite value",
-            expected="finite activations on calibration data",
-        )
-    return rows
+def channel_rows(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """``values`` as rows of their last axis."""
+    return np.asarray(values, np.float32).reshape(-1, values.shape[-1])

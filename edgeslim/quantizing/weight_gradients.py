@@ -65,8 +65,12 @@ def weight_fisher(model: ir.Model, weights: Sequence[Weight], ctx: Context, *, s
     return {name: total / count for name, total in found.items()}
 
 
-def output_moments(model: ir.Model, weights: Sequence[Weight], ctx: Context, *, samples: int) -> dict[str, Array]:
+def output_moments(
+    model: ir.Model, weights: Sequence[Weight], ctx: Context, *, samples: int, probes: int = 1
+) -> dict[str, Array]:
     """The mean of g gᵀ over the rows of each weight's outputs, float64 [out, out], by the weight's name.
+
+    ``probes`` random projections of each sample's answer cost less than as many samples.
 
     Raises:
         BadInputError: as ``weight_importance``.
@@ -75,7 +79,7 @@ def output_moments(model: ir.Model, weights: Sequence[Weight], ctx: Context, *, 
     sums: dict[str, Array] = {}
     rows: dict[str, int] = dict.fromkeys(names, 0)
     every = list(dict.fromkeys(name for group in names.values() for name in group))
-    for gradients in _gradients(model, every, ctx, samples):
+    for gradients in _gradients(model, every, ctx, samples, probes):
         for weight in weights:
             for name in names[weight.name]:
                 gradient = gradients[name]
@@ -89,7 +93,7 @@ def output_moments(model: ir.Model, weights: Sequence[Weight], ctx: Context, *, 
 
 
 def _gradients(
-    model: ir.Model, names: Sequence[str], ctx: Context, samples: int
+    model: ir.Model, names: Sequence[str], ctx: Context, samples: int, probes: int = 1
 ) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
     if not ctx.calibration:
         raise BadInputError("calibration", "no samples", expected="at least one sample", hint="--data FILE")
@@ -97,7 +101,9 @@ def _gradients(
     plain = task_objective(ctx.task)
     for number, batch in enumerate(ctx.progress.track(ctx.calibration[:samples], "gradients")):
         objective = _label_loss(batch) if batch.labels else plain
-        yield from output_gradients(graph, [batch.feed], names, objective=objective, seed=ctx.seed + number)
+        yield from output_gradients(
+            graph, [batch.feed], names, objective=objective, probes=probes, seed=ctx.seed + number
+        )
 
 
 def _label_loss(batch: Batch) -> Objective:

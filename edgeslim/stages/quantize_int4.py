@@ -38,6 +38,7 @@ from edgeslim.core import Context, StepResult
 from edgeslim.errors import BadInputError
 from edgeslim.graphs.block_forms import QDQ_OPSET, BlockWriter, accuracy_level
 from edgeslim.graphs.graph import raise_opset
+from edgeslim.graphs.graph_weights import find_foreign
 from edgeslim.graphs.int8_forms import MICROSOFT
 from edgeslim.graphs.weight_probe import WeightProbe
 from edgeslim.quantizing.block_choice import choose_grids, matrix_bytes
@@ -109,7 +110,7 @@ class QuantizeInt4:
             BadInputError: there is nothing to calibrate with, activations aren't finite, the target doesn't know the
                 opset that the form takes, or ``max_bytes`` or ``target_bits`` are out of reach.
         """
-        skipped: dict[str, str] = {}
+        skipped = find_foreign(model)
         matrices = self._find(model, skipped)
         self._check_opset(matrices, ctx)
         moments = self._moments(model, matrices, ctx)

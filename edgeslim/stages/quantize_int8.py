@@ -49,6 +49,7 @@ from edgeslim.algorithms.gptq import factor_inverse, round_gptq
 from edgeslim.algorithms.smoothing import Smoothing
 from edgeslim.core import Batch, Context, StepResult
 from edgeslim.graphs.gelu import replace_gelus
+from edgeslim.graphs.graph_weights import find_foreign
 from edgeslim.graphs.heads import settle_heads
 from edgeslim.graphs.int8_convs import Conv, guard_float, write_conv
 from edgeslim.graphs.int8_forms import MICROSOFT, Int8Writer, Linear, Table
@@ -141,7 +142,7 @@ class QuantizeInt8:
         Raises:
             BadInputError: there is something to quantize and nothing to calibrate with, or activations aren't finite.
         """
-        skipped: dict[str, str] = {}
+        skipped = find_foreign(model)
         finder = SiteFinder(keep_float=self.keep_float, min_elements=self.min_elements)
         linears = list(finder.linears(model.graph, skipped))
         convs = [self._without_activation(conv) for conv in finder.convs(model.graph, skipped)]

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from edgeslim.algorithms.pruning import refuse_pruned
 from edgeslim.algorithms.vbmf import vbmf_rank
 from edgeslim.core import Context, StepResult
 from edgeslim.errors import MissingToolError
@@ -62,6 +63,7 @@ class TensorDecompose:
 
         Raises:
             MissingToolError: TensorLy isn't installed.
+            BadInputError: an earlier step pruned a kernel that would be decomposed.
         """
         skipped: dict[str, str] = {}
         weights = find_weights(model, skipped, kinds=("Conv",), min_elements=self.min_elements, keep=self.keep)
@@ -78,6 +80,7 @@ class TensorDecompose:
                 skipped[weight.name] = reason
                 after += weight.array.size
                 continue
+            refuse_pruned(weight.array, "tensor_decompose", weight.name, "keep")
             after += size
             changed += 1
             lost += float(np.square(weight.array - _compose(parts), dtype=np.float64).sum())

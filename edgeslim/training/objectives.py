@@ -12,7 +12,7 @@ Distillation compares a student with its frozen teacher in any of these ways, ea
 * attention: ``KL(teacher ‖ student)`` of the attention that each token pays, averaged over heads and tokens; TinyBERT
   compares raw scores, which a model of transformers doesn't give.
 
-Tokens that are padding count nowhere.
+Tokens that are padding count nowhere. Whatever precision the models multiply in, losses are float32.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -54,7 +55,7 @@ class LabelLoss(nn.Module):
     def forward(self, inputs: Mapping[str, Tensor], labels: Labels) -> Tensor:
         """A loss for each sample."""
         model = self._model[0]
-        return label_loss(model.pick(self.student(**model.take(inputs))), labels)
+        return label_loss(model.pick(convert_to_fp32(self.student(**model.take(inputs)))), labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +117,8 @@ class DistillationLoss(nn.Module):
         if weights.attention:
             asked["output_attentions"] = True
         with torch.no_grad():
-            theirs = teacher.module(**teacher.take(inputs), **asked)
-        ours = self.student(**student.take(inputs), **asked)
+            theirs = convert_to_fp32(teacher.module(**teacher.take(inputs), **asked))
+        ours = convert_to_fp32(self.student(**student.take(inputs), **asked))
         out, target = student.pick(ours), teacher.pick(theirs)
         mask = inputs.get("attention_mask")
         total = torch.zeros(len(out), dtype=out.dtype, device=out.device)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from edgeslim.algorithms.factorization import allocate_ranks, ranks_for_error, whitened_svd
+from edgeslim.algorithms.factorization import allocate_ranks, ranks_for_error, shrink_moment, whitened_svd
 
 RANDOM = np.random.default_rng(7)
 WEIGHT = RANDOM.normal(size=(20, 14)) @ np.diag(0.8 ** np.arange(14))
@@ -57,6 +57,23 @@ def test_both_sides_minimize_the_product_of_both_moments() -> None:
     for rivals in ((None, None), (inner, None), (None, outer)):
         other_left, other_right = whitened_svd(WEIGHT, *rivals).factors(6)
         assert best < loss(other_left @ other_right)
+
+
+def test_shrinking_by_hand_and_towards_what_many_samples_say() -> None:
+    assert shrink_moment(np.array([[4.0, 2.0], [2.0, 2.0]]), 0.5) == pytest.approx(np.array([[3.5, 1.0], [1.0, 2.5]]))
+    true = np.diag(np.linspace(0.5, 2, 40))
+    few = RANDOM.normal(size=(30, 40)) @ np.sqrt(true)
+    sample = few.T @ few / 30
+    assert np.linalg.norm(shrink_moment(sample, 0.3) - true) < 0.8 * np.linalg.norm(sample - true)
+    assert shrink_moment(sample, 0.0) == pytest.approx(sample)
+    # Half of the directions are unseen: only a shrunk moment keeps the weights there from going for free.
+    weight, seen = RANDOM.normal(size=(20, 40)), sample
+    lost = {}
+    for share in (0.0, 0.3):
+        left, right = whitened_svd(weight, None, shrink_moment(seen, share)).factors(12)
+        difference = weight - left @ right
+        lost[share] = float(np.trace(difference @ true @ difference.T))
+    assert lost[0.3] < 0.9 * lost[0.0]
 
 
 def test_factors_are_balanced() -> None:

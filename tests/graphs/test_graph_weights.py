@@ -123,6 +123,10 @@ FEEDS = {
     quantized: {"x": normal(5, 32)},
     external: {"x": normal(5, 32)},
 }
+SETTINGS = {
+    "low_rank": {"min_elements": 64, "multiple": 1, "keep": 0.5},
+    "quantize_int4": {"block_size": 16, "min_elements": 64},
+}
 REASONS = {
     lstm: {"w": "belongs to memory, an LSTM", "r": "belongs to memory, an LSTM"},
     branches: {"outer": "used inside choice, a If", "inner": "used inside choice, a If"},
@@ -132,14 +136,15 @@ REASONS = {
 
 
 @pytest.mark.parametrize("make", list(FEEDS), ids=lambda make: make.__name__)
-@pytest.mark.parametrize("stage", ["prune_magnitude", "prune_sensitivity", "cluster", "low_rank"])
+@pytest.mark.parametrize(
+    "stage", ["prune_magnitude", "prune_sensitivity", "cluster", "low_rank", "quantize_int8", "quantize_int4"]
+)
 def test_what_a_stage_doesnt_know_passes_unharmed(make: object, stage: str, tmp_path: Path) -> None:
     import importlib
 
     path = make(tmp_path / "model.onnx")
     module = importlib.import_module(f"edgeslim.stages.{stage}")
-    settings = {"min_elements": 64, "multiple": 1, "keep": 0.5} if stage == "low_rank" else {}
-    made = getattr(module, module.__all__[0])(**settings)
+    made = getattr(module, module.__all__[0])(**SETTINGS.get(stage, {}))
     result, run = run_stage(made, path, tmp_path / "work", [FEEDS[make]])
     assert result.changed == 1
     for name, reason in REASONS[make].items():

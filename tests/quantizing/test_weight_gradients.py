@@ -49,6 +49,7 @@ class Look:
         self.fisher = weight_importance(model, weights, ctx, "fisher", samples=99)
         self.squares = weight_fisher(model, weights, ctx, samples=99)
         self.moments = output_moments(model, weights, ctx, samples=99)
+        self.probed = output_moments(model, weights, ctx, samples=99, probes=50)
         return StepResult(model=model, changed=0)
 
 
@@ -85,6 +86,7 @@ def test_without_labels_outputs_are_what_counts(network: Path, tmp_path: Path) -
     assert found.moments["second"].shape == (4, 4)
     assert np.diag(found.moments["second"]).mean() == pytest.approx(1, rel=0.6)
     assert np.linalg.eigvalsh(found.moments["first"]).min() > -1e-6
+    assert found.probed["second"] == pytest.approx(np.eye(4), abs=0.2)  # more projections come nearer
 
 
 def test_an_output_that_nobody_reads_is_pruned_first(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from edgeslim.fields import parse_fields
 from edgeslim.graphs.graph import save_graph
 from edgeslim.session import open_runner
 from edgeslim.stages.low_rank import LowRank
+from edgeslim.stages.prune_magnitude import PruneMagnitude
 from edgeslim.stages.quantize_int8 import QuantizeInt8
 
 RANDOM = np.random.default_rng(0)
@@ -116,6 +117,35 @@ def test_refusals(network: Path, tmp_path: Path, refuses: object) -> None:
         run_stage(LowRank(keep=0.1, multiple=16, min_elements=1), network, tmp_path / "a", FEEDS)
     with refuses(BadInputError, where="calibration", got="no samples"):
         run_stage(LowRank(min_elements=1), network, tmp_path / "b", [])
-    for settings in ({"keep": 1.0}, {"max_error": 1.0}, {"multiple": 0}):
+    for settings in ({"keep": 1.0}, {"max_error": 1.0}, {"multiple": 0}, {"probes": 0}, {"shrinkage": 2.0}):
         with refuses(BadInputError, where="recipe", got=next(iter(settings))):
             parse_fields(LowRank, settings, "recipe")
+
+
+def test_zeros_of_an_earlier_step_are_not_factorized_away(network: Path, tmp_path: Path, refuses: object) -> None:
+    pruned, _ = run_stage(PruneMagnitude(sparsity=0.5, min_elements=1), network, tmp_path / "pruned", FEEDS)
+    path, _ = save_graph(pruned.model, tmp_path / "half")
+    with refuses(
+        BadInputError,
+        where="recipe: low_rank",
+        got="first, 50% of it zero",
+        expected="nothing pruned",
+        hint="keep_dense",
+    ):
+        run_stage(LowRank(keep=0.7, multiple=2, min_elements=1), path, tmp_path / "work", FEEDS)
+    stage = LowRank(keep=0.7, multiple=2, min_elements=1, keep_dense=("first", "two"))
+    result, _ = run_stage(stage, path, tmp_path / "dense", FEEDS)
+    assert result.changed == 0  # nothing of it is divided, so nothing is refused
+
+
+def test_what_was_factorized_is_pruned_afterwards(network: Path, tmp_path: Path) -> None:
+    result, _ = run_stage(LowRank(keep=0.7, multiple=2, min_elements=1), network, tmp_path / "ranks", FEEDS)
+    path, _ = save_graph(result.model, tmp_path / "thin")
+    after, run = run_stage(PruneMagnitude(sparsity=0.25, min_elements=1), path, tmp_path / "work", FEEDS)
+    tensors = stored(after)
+    assert {name for name, value in tensors.items() if np.mean(value == 0) > 0.2} == {
+        "first.left",
+        "first.right",
+        "second",
+    }
+    assert relative_error(network, run) < 0.2

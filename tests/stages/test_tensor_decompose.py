@@ -104,6 +104,12 @@ def test_refusals(tmp_path: Path, refuses: object, monkeypatch: pytest.MonkeyPat
     for settings in ({"max_error": 0.0}, {"method": "cp", "ranks": "vbmf"}, {"min_elements": 0}):
         with refuses(BadInputError, where="recipe", got=list(settings)[-1]):
             parse_fields(TensorDecompose, settings, "recipe")
+    pruned = tucker_kernel(0.0)
+    pruned[np.abs(pruned) < np.quantile(np.abs(pruned), 0.4)] = 0
+    (tmp_path / "pruned").mkdir()
+    with refuses(BadInputError, where="recipe: tensor_decompose", got="40% of it zero", hint="keep"):
+        stage = TensorDecompose(max_error=0.5)
+        run_stage(stage, network(tmp_path / "pruned", pruned), tmp_path / "zeros", [])
     monkeypatch.setitem(sys.modules, "tensorly.decomposition", None)
     monkeypatch.setitem(sys.modules, "tensorly", None)
     with refuses(MissingToolError, where="tensor_decompose", got="TensorLy", hint="edgeslim[decompose]"):

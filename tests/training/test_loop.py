@@ -18,9 +18,10 @@ from edgeslim.core import Batch, Context, Quiet, TrainingData
 from edgeslim.errors import BadInputError, CheckError
 from edgeslim.target import load_target
 from edgeslim.task import Classification
+from edgeslim.training.batching import collate
 from edgeslim.training.gradual_pruning import PruningOptions
 from edgeslim.training.hooks import KeepMasks
-from edgeslim.training.loop import LoopOptions, TrainingResult, collate, train
+from edgeslim.training.loop import LoopOptions, TrainingResult, train
 from edgeslim.training.objectives import LabelLoss
 from edgeslim.training.torch_model import TorchModel
 
@@ -222,3 +223,14 @@ def test_settings_out_of_range(wrong: dict[str, Any]) -> None:
     make: Callable[..., LoopOptions] = LoopOptions
     with pytest.raises(ValueError, match=next(iter(wrong))):
         make(**wrong)
+
+
+def test_products_in_bfloat16_train_as_well(net: TorchModel, tmp_path: Path) -> None:
+    """Losses are near those of float32 and not the same; weights stay float32."""
+    ctx = make_context(tmp_path)
+    _, exact = run(net, OPTIONS, ctx)
+    model, found = run(net, replace(OPTIONS, precision="bfloat16"), ctx)
+    assert found.losses == pytest.approx(exact.losses, rel=0.02)
+    assert max(abs(one - other) for one, other in zip(found.losses, exact.losses, strict=True)) > 1e-6
+    assert {value.dtype for value in model.module.parameters()} == {torch.float32}
+    assert found.losses[-1] < 0.8 * found.losses[0]
