@@ -19,6 +19,7 @@ from typing import Annotated
 import typer
 
 from edgeslim import __version__
+from edgeslim.commands.chat import chat
 from edgeslim.commands.check import check
 from edgeslim.commands.cmake_dir import cmake_dir
 from edgeslim.commands.device_options import DeviceSamples, DeviceTimeout, DeviceWord, RuntimeWord, device_options
@@ -47,6 +48,7 @@ app = typer.Typer(
 targets_app = typer.Typer(help="The devices that edgeslim knows.", invoke_without_command=True)
 app.add_typer(targets_app, name="targets")
 app.command("check")(check)
+app.command("chat")(chat)
 app.command("cmake-dir")(cmake_dir)
 app.command("doctor")(doctor)
 app.command("init")(init)

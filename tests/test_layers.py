@@ -59,6 +59,7 @@ LAYERS = {
     "devices": 2,
     "toolbox": 2,
     "runtime": 2,
+    "conversation": 3,
     "pipeline": 3,
     "final_checks": 3,
     "recheck": 3,

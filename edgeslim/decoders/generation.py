@@ -16,7 +16,7 @@ import numpy.typing as npt
 from edgeslim.core import Feed, Runner
 from edgeslim.errors import BadInputError
 
-__all__ = ["Sampling", "empty_cache", "generate", "stream_text"]
+__all__ = ["CachedDecoder", "Sampling", "empty_cache", "generate", "stream_text"]
 
 PIECE = 64
 
@@ -63,32 +63,49 @@ def empty_cache(inputs: Sequence[dict[str, Any]]) -> dict[str, npt.NDArray[np.fl
     return {name: np.zeros((1, shape[1], 0, shape[3]), np.float32) for name, shape in found.items()}
 
 
+class CachedDecoder:
+    """A decoder and its cache: tokens go in, and the logits of what follows them come out."""
+
+    def __init__(self, run: Runner, cache: Feed) -> None:
+        self._run = run
+        self._cache = dict(cache)
+        self.length = 0
+
+    def feed(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Logits [vocabulary] of the token after ``tokens``, which follow those that were fed before.
+
+        Raises:
+            BadInputError: there are no tokens.
+        """
+        if not tokens:
+            raise BadInputError("prompt", "no tokens", expected="at least one")
+        outputs: Feed = {}
+        for start in range(0, len(tokens), PIECE):
+            piece = np.array([tokens[start : start + PIECE]], np.int64)
+            outputs = self._run({"input_ids": piece, **self._cache})
+            self._cache = {name: outputs[name.replace("past_key_values", "present", 1)] for name in self._cache}
+        self.length += len(tokens)
+        return np.asarray(outputs["logits"][0, -1], np.float32)
+
+
 def generate(
-    run: Runner,
-    cache: Feed,
+    decoder: CachedDecoder,
     prompt: Sequence[int],
     *,
     end_tokens: Sequence[int],
     max_tokens: int,
     sampling: Sampling | None = None,
 ) -> Iterator[int]:
-    """Tokens that continue ``prompt``, the one that ends the answer left out.
+    """Tokens that continue ``prompt``, the one that ends the answer left out. The last one isn't fed to the decoder.
 
     Raises:
         BadInputError: the prompt is empty.
     """
-    if not prompt:
-        raise BadInputError("prompt", "no tokens", expected="at least one")
     chosen = sampling or Sampling()
     generator = np.random.default_rng(chosen.seed)
     waiting = list(prompt)
-    outputs: Feed = {}
     for _ in range(max_tokens):
-        for start in range(0, len(waiting), PIECE):
-            piece = np.array([waiting[start : start + PIECE]], np.int64)
-            outputs = run({"input_ids": piece, **cache})
-            cache = {name: outputs[name.replace("past_key_values", "present", 1)] for name in cache}
-        token = chosen.choose(outputs["logits"][0, -1], generator)
+        token = chosen.choose(decoder.feed(waiting), generator)
         if token in end_tokens:
             return
         yield token

@@ -19,6 +19,7 @@ from edgeslim.decoders.checkpoint import Checkpoint, SafetensorsCheckpoint
 from edgeslim.decoders.decoder_graph import past_names, write_decoder
 from edgeslim.decoders.gguf import GgufCheckpoint
 from edgeslim.decoders.shape import DecoderShape, shape_from_config
+from edgeslim.decoders.torch_decoder import make_module
 from edgeslim.errors import BadInputError, CheckError
 from edgeslim.export import TOLERANCE, Export
 from edgeslim.language_task import CausalLM
@@ -137,30 +138,7 @@ def export_decoder(checkpoint: Checkpoint, samples: Sequence[Batch], folder: Pat
 
 def _transformers_logits(checkpoint: Checkpoint, samples: Sequence[Batch]) -> list[Any]:
     import torch
-    import transformers
 
-    shape = checkpoint.shape
-    config = transformers.LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.feed_forward,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_width,
-        rms_norm_eps=shape.epsilon,
-        rope_theta=shape.rope_theta,
-        tie_word_embeddings=shape.tied,
-        max_position_embeddings=shape.context,
-        attn_implementation="eager",
-    )
-    with torch.device("meta"):
-        module = transformers.LlamaForCausalLM(config)
-    weights = {name: torch.from_numpy(checkpoint.read(name)) for name in shape.tensor_shapes()}
-    module.load_state_dict(weights, strict=False, assign=True)
-    if shape.tied:
-        module.tie_weights()
-    module.model.rotary_emb = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
-    module.eval()
+    module = make_module(checkpoint)
     with torch.no_grad():
         return [module(torch.from_numpy(sample.feed["input_ids"])).logits.numpy() for sample in samples]

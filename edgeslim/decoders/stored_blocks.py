@@ -69,9 +69,8 @@ def unpack_blocks(data: npt.NDArray[Any], kind: str, shape: tuple[int, int]) -> 
     scale = np.ascontiguousarray(cut[..., :2]).view("<f2")[..., 0].astype(np.float32)
     if kind == "Q8_0":
         grid = BlockGrid(bits=8, block_size=BLOCK, scale=scale, zero_point=None)
-        return StoredBlocks(
-            weight=BlockWeight(grid=grid, levels=np.bitwise_xor(cut[..., 2:], np.uint8(128)).reshape(rows, width))
-        )
+        shifted = np.bitwise_xor(cut[..., 2:], np.uint8(128))  # int8 plus 128, as uint8
+        return StoredBlocks(weight=BlockWeight(grid=grid, levels=shifted.reshape(rows, width)))
     nibbles = cut[..., size - 16 :]
     levels = np.concatenate([nibbles & 15, nibbles >> 4], axis=-1).reshape(rows, width)
     if kind == "Q4_0":

@@ -12,7 +12,7 @@ import tiny_llama
 from edgeslim.checks.operators import check_operators
 from edgeslim.decoders.checkpoint import SafetensorsCheckpoint
 from edgeslim.decoders.decoder_graph import as_stored, write_decoder
-from edgeslim.decoders.generation import empty_cache, generate
+from edgeslim.decoders.generation import CachedDecoder, empty_cache, generate
 from edgeslim.decoders.gguf import GgufCheckpoint
 from edgeslim.decoders.shape import shape_from_config
 from edgeslim.errors import BadInputError
@@ -36,7 +36,7 @@ def checkpoint(folder: Path) -> SafetensorsCheckpoint:
 def run_graph(path: Path, prompt: list[int], count: int) -> list[int]:
     runner = open_runner(path)
     cache = empty_cache(runner.signature()["inputs"])
-    return list(generate(runner, cache, prompt, end_tokens=(), max_tokens=count))
+    return list(generate(CachedDecoder(runner, cache), prompt, end_tokens=(), max_tokens=count))
 
 
 def test_64_greedy_tokens_equal_transformers(folder: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from edgeslim.core import Batch, Feed, Quiet
 from edgeslim.datasets.encoding import load_tokenizer
 from edgeslim.datasets.running_text import cut_windows, read_running_text, split_windows
 from edgeslim.decoders.chat_format import render_chat, split_template
-from edgeslim.decoders.generation import Sampling, empty_cache, generate, stream_text
+from edgeslim.decoders.generation import CachedDecoder, Sampling, empty_cache, generate, stream_text
 from edgeslim.decoders.gguf_tokenizer import write_gguf_tokenizer
 from edgeslim.errors import BadInputError
 from edgeslim.language_task import CausalLM, score_window
@@ -161,11 +161,11 @@ def test_generation_stops_and_keeps_its_cache() -> None:
         return {"logits": logits, "present.0.key": total}
 
     cache = empty_cache([{"name": "input_ids"}, {"name": "past_key_values.0.key", "shape": [None, 1, None, 2]}])
-    assert list(generate(run, cache, [3], end_tokens=(7,), max_tokens=9)) == [4, 5, 6]
+    assert list(generate(CachedDecoder(run, cache), [3], end_tokens=(7,), max_tokens=9)) == [4, 5, 6]
     assert seen == [([3], 0), ([4], 1), ([5], 2), ([6], 3)]
-    assert len(list(generate(run, cache, [3], end_tokens=(), max_tokens=2))) == 2
+    assert len(list(generate(CachedDecoder(run, cache), [3], end_tokens=(), max_tokens=2))) == 2
     with pytest.raises(BadInputError, match="prompt"):
-        list(generate(run, cache, [], end_tokens=(), max_tokens=2))
+        list(generate(CachedDecoder(run, cache), [], end_tokens=(), max_tokens=2))
     with pytest.raises(BadInputError, match="inputs"):
         empty_cache([{"name": "input_ids", "shape": [None, None]}])
 

@@ -9,6 +9,8 @@ import pytest
 import tiny_llama
 
 import edgeslim
+from edgeslim.conversation import open_conversation
+from edgeslim.decoders.generation import generate
 from edgeslim.errors import BadInputError
 from edgeslim.recheck import CheckOptions, check_package
 
@@ -78,3 +80,49 @@ def test_a_huggingface_folder(tmp_path: Path) -> None:
     project(tmp_path / "other", str(tmp_path / "model"))
     with pytest.raises(BadInputError, match="without blocks"):
         edgeslim.build(target="linux-arm64", folder=tmp_path / "other", use_cache=False)
+
+
+def test_chat_goes_on_from_turn_to_turn(built: Path) -> None:
+    package = next((built / "out" / "linux-arm64").glob("*.tar.gz"))
+    turns = ["A fox?", "And 12 dogs?"]
+    with open_conversation(package) as conversation:
+        conversation._end_tokens = ()
+        for turn in turns:
+            assert "".join(conversation.answer(turn, max_tokens=6))
+        tokens = conversation._tokens
+    # The same without a cache that is kept: all turns at once.
+    with open_conversation(package) as conversation:
+        again = generate(conversation._decoder, tokens[:-6], end_tokens=(), max_tokens=6)
+        assert list(again) == tokens[-6:]
+
+
+def test_only_whole_packages_of_language_models_talk(built: Path, tmp_path: Path) -> None:
+    package = next((built / "out" / "linux-arm64").glob("*.tar.gz"))
+    damaged = tmp_path / package.name
+    data = bytearray(package.read_bytes())
+    data[len(data) // 2] ^= 255
+    damaged.write_bytes(data)
+    with pytest.raises(BadInputError), open_conversation(damaged):
+        pass
+
+
+def test_the_command_line_answers(built: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from typer.testing import CliRunner
+
+    from edgeslim.cli import app
+
+    package = next((built / "out" / "linux-arm64").glob("*.tar.gz"))
+    result = CliRunner().invoke(app, ["chat", str(package), "--max-tokens", "4"], input="A fox?\nA dog?\n\n")
+    assert result.exit_code == 0, result.output
+    assert len(result.stdout.splitlines()) >= 2
+
+
+def test_coarse_grids_meet_their_bits(tmp_path: Path) -> None:
+    folder = project(tmp_path / "coarse", "m.gguf", '[[steps]]\nuse = "quantize_decoder"\ntarget_bits = 5.0', drop=1.0)
+    tiny_llama.write_gguf(folder / "m.gguf", {})
+    report = edgeslim.build(target="linux-arm64", folder=folder, use_cache=False)
+    metrics = report.steps[1].metrics
+    assert metrics["predicted_bits"] == pytest.approx(5, abs=0.1)
+    assert metrics["bits_per_weight"] == pytest.approx(5, abs=0.5)
+    found = {finding.metric: finding.value for finding in report.findings}
+    assert found["perplexity_ratio"] == pytest.approx(1, abs=0.1)
