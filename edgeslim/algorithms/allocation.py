@@ -45,6 +45,7 @@ SHARED_POWER = 1 / 3
 TOLERANCE = 5e-4
 PRECISION = 1e-4
 MIN_COLUMNS = 96
+MIN_WEIGHTS = 1 << 15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +94,10 @@ class GridTensor:
 
     @cached_property
     def sample(self) -> npt.NDArray[np.intp]:
-        """Some columns that stand for all: every eighth by the size of its integers, at least 96."""
+        """Some columns that stand for all: every eighth by the size of its integers, and not too few."""
         size = np.abs(self.weight).mean(axis=0) / self.unit_steps
         count = len(size)
-        chosen = min(count, max(MIN_COLUMNS, count // SAMPLED))
+        chosen = min(count, max(MIN_COLUMNS, count // SAMPLED, MIN_WEIGHTS // len(self.weight)))
         return np.sort(np.argsort(size)[((np.arange(chosen) + 0.5) * count / chosen).astype(np.intp)])
 
     def steps(self, delta: float) -> npt.NDArray[np.float32]:

@@ -4,7 +4,8 @@ The graph stays as it is, and so do its kernels: integers and scales are exchang
 a few of their 255 levels, which the container's coder stores in a few bits. ``edgeslim.algorithms.allocation`` says
 which step each channel gets; this module knows where integers and scales lie in a graph, what everything else in the
 file takes, and how to meet a goal in bytes: the steps are found on a sample of the columns, then all are rounded, and
-the file that comes of it is really written and coded. Where it misses the goal, the aim is moved by what it was off.
+the file that comes of it is really written and coded. Where it misses the goal, be it bytes or bits a weight, the aim is
+moved by what it was off.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ MIN_BITS = 1.25
 """Below so many bits a weight nothing that is predicted to second order means anything."""
 ATTEMPTS = 3
 AIM = 0.998
+NEAR = 0.003
+"""Bits a weight that are off by no more than this share are what was asked for."""
 TINY = 1e-30
 
 
@@ -207,8 +210,8 @@ def fit_storage(
     if wanted < smallest:
         delta = find_delta(predict, smallest, low, high, weights=weights)
         raise _out_of_reach(goal, plain.graph + rest + smallest, sum(tensor.loss(delta) for tensor in tensors))
-    aim = wanted if goal.bytes is None else wanted * AIM
-    delta, predicted, real = high, 0.0, plain.weights
+    share = 1.0 if goal.bytes is None else AIM
+    aim, delta, predicted, real = wanted * share, high, 0.0, plain.weights
     for attempt in range(ATTEMPTS):
         delta = find_delta(predict, aim, low, high, weights=weights)
         predicted = predict(delta)
@@ -216,9 +219,10 @@ def fit_storage(
             write_rounded(model, tensor, delta, strength)
         size = packed_size(model, folder / f"attempt-{attempt}")
         real = size.weights
-        if goal.bytes is None or size.graph + size.weights <= goal.bytes:
+        off = (real - rest) / (wanted * share)
+        if abs(off - 1) <= NEAR if goal.bytes is None else size.graph + size.weights <= goal.bytes:
             break
-        aim *= wanted * AIM / (real - rest)
+        aim /= off
     return {
         "storage_bits": 8 * (real - rest) / weights,
         "predicted_bytes": rest + predicted,
