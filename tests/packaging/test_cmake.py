@@ -20,7 +20,7 @@ from edgeslim.devices.runtimes import runtime_headers, runtime_library
 from edgeslim.packaging.cmake_files import CMAKE_DIR, cmake_extras, loader_sources
 from edgeslim.packaging.unpack import unpack_package
 from edgeslim.session import open_runner
-from tests.devices.conftest import need, need_machine
+from tests.devices.conftest import TRIPLETS, need, need_machine
 
 MAIN = Path(__file__).parents[1] / "runtime" / "loader_main.c"
 TOOLCHAINS = Path(__file__).parents[2] / "samples" / "iot_firmware" / "toolchains"
@@ -63,7 +63,7 @@ def run(program: Path, model: Path, machine: str, isa: Any, *words: str) -> np.n
         device.push({"firmware": program})
         library = runtime_library(isa, "glibc")  # each release calls itself by one of the two names
         device.push({"libonnxruntime.so.1": library, "libonnxruntime.so": library})
-        told = device.run(["firmware", device.path("."), "0", *words], timeout_s=60)
+        told = device.run(["firmware", ".", "0", *words], timeout_s=60)
     assert told.status == 0, told.stderr
     return np.array([float(line) for line in told.stdout.split()])
 
@@ -81,6 +81,45 @@ def test_the_loader_brings_what_it_includes_and_no_encoder(tmp_path: Path) -> No
     assert not {name for name in names if "encode" in name or "choose" in name}
     extras = dict(cmake_extras("a-model", "a-board", tmp_path / "scratch"))
     assert "@" not in extras["cmake/a-modelConfig.cmake"].read_text(encoding="utf-8")
+
+
+USE = """\
+#include "edgeslim.h"
+int main(int count, char **words) {
+    edgeslim_model *model;
+    edgeslim_error error;
+    float vector[9];
+    size_t size;
+    if (count < 3 || edgeslim_open(words[1], 0, &model, &error)) return 1;
+    edgeslim_embed(model, words[2], vector, 9, &size, &error);
+    edgeslim_run(model, 0, 0, 0, 0, &error);
+    edgeslim_close(model);
+    return edgeslim_label(model, 0) != 0;
+}
+"""
+
+
+@pytest.mark.parametrize("isa", ["armhf", "aarch64"])
+def test_loader_decoder_and_tokenizer_take_64_kib(isa: Any, tmp_path: Path) -> None:
+    """What a program grows by, with all that it links but ONNX Runtime and libc, compiled for size."""
+    need_machine(isa)
+    sources = [str(path) for path in loader_sources() if path.suffix == ".c"]
+    library = [str(runtime_library(isa, "glibc")), "-lm", "-Wl,--allow-shlib-undefined"]
+    with_it = linked_bytes(isa, tmp_path / "use.c", USE, *sources, *library)
+    without = linked_bytes(isa, tmp_path / "nothing.c", "int main(void) { return 0; }\n")
+    assert 16_000 < with_it - without <= 64 << 10
+
+
+def linked_bytes(isa: Any, path: Path, text: str, *more: str) -> int:
+    """Code, tables and data of the program ``text``."""
+    path.write_text(text, encoding="utf-8")
+    words = [f"{TRIPLETS[isa]}-gcc", "-Os", "-std=gnu99", "-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections"]
+    words += ["-fno-asynchronous-unwind-tables", "-fno-unwind-tables", "-isystem", str(runtime_headers())]
+    words += [f"-I{folder}" for folder in dict.fromkeys(source.parent for source in loader_sources())]
+    subprocess.run([*words, str(path), *more, "-o", str(path.with_suffix(""))], check=True)
+    command = [f"{TRIPLETS[isa]}-size", str(path.with_suffix(""))]
+    told = subprocess.run(command, check=True, capture_output=True, text=True)
+    return sum(map(int, told.stdout.splitlines()[1].split()[:2]))
 
 
 def test_a_package_is_found_and_runs(mlp_onnx: Path, mlp_samples: Path, tmp_path: Path) -> None:
