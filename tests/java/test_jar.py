@@ -7,6 +7,7 @@ import struct
 import subprocess
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 from types import ModuleType
 
@@ -53,6 +54,13 @@ def test_jar_holds_the_loader_only() -> None:
             assert later not in data, f"{name} uses {later.decode()}"
 
 
+def test_jar_is_small() -> None:
+    """At most 64 KiB of code and tables for a device. Not as a dex file: nothing here makes one."""
+    with zipfile.ZipFile(LOADER_JAR) as jar:
+        classes = b"".join(jar.read(name) for name in sorted(jar.namelist()))
+    assert len(zlib.compress(classes, 9)) <= 65_536
+
+
 def test_missing_jdk_is_a_clear_error(build_java: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     with pytest.raises(MissingToolError, match=r"no javac in JAVA_HOME[\s\S]*hint: apt-get install openjdk-17"):
@@ -91,6 +99,9 @@ ACTIVITY_STUBS = {
             protected void onCreate(android.os.Bundle state) {}
             public void setContentView(android.view.View view) {}
             public final void runOnUiThread(Runnable action) {}
+            protected void onDestroy() {}
+            public void onTrimMemory(int level) {}
+            public java.io.File getCacheDir() { return null; }
             public android.content.res.AssetManager getAssets() { return null; }
             public java.io.File getNoBackupFilesDir() { return null; }
         }""",
@@ -99,7 +110,7 @@ ACTIVITY_STUBS = {
     "android/widget/TextView.java": """package android.widget;
         public class TextView extends android.view.View {
             public TextView(android.content.Context context) {}
-            public final void setText(CharSequence text) {}
+            public final void append(CharSequence text) {}
         }""",
     "com/example/edgeslim/BuildConfig.java": """package com.example.edgeslim;
         public final class BuildConfig { public static final String MODEL = "minilm"; }""",

@@ -44,7 +44,7 @@ def test_two_processes_unpack_once(build_java: ModuleType, java_classes: Path, t
         process.stdin.flush()
     ends = [process.communicate(timeout=60) for process in processes]
     assert sorted(out.strip() for out, _ in ends) == ["false", "true"], ends
-    (version,) = [path.name for path in (tmp_path / "edgeslim" / "test").iterdir() if path.name != ".lock"]
+    (version,) = [path.name for path in (tmp_path / "edgeslim" / "test").iterdir() if path.name[0] != "."]
     assert re.fullmatch(r"[0-9a-f]{32}", version)
 
 
@@ -74,4 +74,5 @@ def test_package_of_the_python_side_unpacks(
     assert folder.parent == tmp_path / "app" / "edgeslim" / "tiny.v2"
     assert (folder / "model.onnx").read_bytes() == model.read_bytes()
     assert (folder / "weights.bin").read_bytes() == weights.read_bytes()
-    assert len(list(folder.iterdir())) == 2
+    assert (folder / "manifest.json").read_bytes() == manifest.read_bytes()
+    assert len(list(folder.iterdir())) == 3

@@ -102,6 +102,7 @@ public final class ModelFilesMain {
         assets.put("manifest.json", utf8(new String(assets.get("manifest.json"), StandardCharsets.UTF_8)
                 .replace("prose", "other prose")));
         require(!prepare(assets).isFresh(), "unpacked again");
+        require(ModelFiles.installed(root, "test").manifest().root().get("note").equals("other prose"), "the old prose");
     }
 
     void testAnotherModelReplacesTheFirst() throws Exception {
@@ -110,6 +111,80 @@ public final class ModelFilesMain {
         require(second.isFresh() && !second.folder().equals(first), "not unpacked anew");
         require(Arrays.equals(read(second.model()), utf8("model 2")), "model.onnx differs");
         require(!first.exists() && names().length == 1, "the old version is still there");
+    }
+
+    void testPreviousVersionStaysOnDemand() throws Exception {
+        File first = prepareAndKeep(assets("model"), PLENTY).folder();
+        File second = prepareAndKeep(assets("model 2"), PLENTY).folder();
+        require(first.exists() && second.exists() && names().length == 2, "the previous version went");
+        require(!prepareAndKeep(assets("model 2"), PLENTY).isFresh() && first.exists(), "gone at the second start");
+        File third = prepareAndKeep(assets("model 3"), PLENTY).folder();
+        require(!first.exists() && second.exists() && third.exists(), "not one previous version");
+        prepare(assets("model 3"));
+        require(names().length == 1, "a previous version that nobody wants");
+    }
+
+    void testRollBack() throws Exception {
+        require(ModelFiles.rollBack(root, "test") == null, "from nothing to nothing");
+        File first = prepareAndKeep(assets("model"), PLENTY).folder();
+        require(ModelFiles.rollBack(root, "test") == null && first.exists(), "the only version was rolled back");
+        File second = prepareAndKeep(assets("model 2"), PLENTY).folder();
+        ModelFiles back = ModelFiles.rollBack(root, "test");
+        require(back.folder().equals(first) && !second.exists(), "not back");
+        ModelFiles again = prepareAndKeep(assets("model 2"), PLENTY);
+        require(again.folder().equals(first) && !again.isFresh(), "the refused version came again");
+        require(Arrays.equals(read(again.model()), utf8("model")), "model.onnx differs");
+        require(ModelFiles.installed(root, "test").folder().equals(first), "another one is installed");
+        ModelFiles newer = prepareAndKeep(assets("model 3"), PLENTY);
+        require(newer.isFresh() && !newer.folder().equals(first), "a newer version was refused, too");
+        require(ModelFiles.rollBack(root, "test").folder().equals(first), "not back from the newer one");
+    }
+
+    void testFailedUpdateLeavesTheInstalledVersion() throws Exception {
+        require(ModelFiles.installed(root, "test") == null, "something is installed");
+        File first = prepareAndKeep(assets("model"), PLENTY).folder();
+        Assets broken = assets("model 2");
+        broken.put("weights.esz", Arrays.copyOf(container, container.length - 1));
+        refused(EszException.class, () -> prepareAndKeep(broken, PLENTY));
+        refused(NotEnoughSpaceException.class, () -> prepareAndKeep(assets("model 2"), 1000));
+        ModelFiles installed = ModelFiles.installed(root, "test");
+        require(installed.folder().equals(first), "another folder");
+        require(Arrays.equals(read(installed.model()), utf8("model")), "model.onnx differs");
+        require(installed.manifest().file("weights.bin").bytes == image.length, "another manifest");
+    }
+
+    void testPreviousVersionMakesRoom() throws Exception {
+        File first = prepareAndKeep(assets("model"), PLENTY).folder();
+        prepareAndKeep(assets("model 2"), (1 << 20) + image.length);
+        require(!first.exists() && names().length == 1, "the previous version is still there");
+        require(ModelFiles.rollBack(root, "test") == null, "back to a version that isn't there");
+    }
+
+    void testNotesThatAreNoVersions() throws Exception {
+        File folder = prepareAndKeep(assets("model"), PLENTY).folder();
+        try (OutputStream out = new FileOutputStream(new File(home(), ".versions"))) {
+            out.write(utf8("../../x\n" + folder.getName() + "/../x\n\0"));
+        }
+        require(ModelFiles.installed(root, "test") == null, "a path outside");
+        require(!prepareAndKeep(assets("model"), PLENTY).isFresh(), "unpacked again");
+        require(ModelFiles.installed(root, "test") != null, "the notes aren't written again");
+    }
+
+    void testTokenizerIsUnpackedAndVerified() throws Exception {
+        Assets assets = assets("model");
+        assets.put("tok/tokenizer.etk", utf8("tokenizer"));
+        assets.manifest(utf8("model"), image);
+        ModelFiles files = prepare(assets);
+        require(Arrays.equals(read(files.tokenizer()), utf8("tokenizer")), "tokenizer.etk differs");
+        File before = files.folder();
+        assets.put("tok/tokenizer.etk", utf8("tokenizes"));
+        refused(IOException.class, () -> {
+            require(files.tokenizer().delete(), "no tokenizer");
+            prepare(assets);
+        });
+        assets.manifest(utf8("model"), image);
+        require(!prepare(assets).folder().equals(before), "another tokenizer is another version");
+        require(prepare(assets("model")).tokenizer() == null, "a tokenizer from nowhere");
     }
 
     void testTwoModelsDontMeet() throws Exception {
@@ -280,8 +355,10 @@ public final class ModelFilesMain {
         }
 
         void manifest(byte[] model, byte[] weights) {
-            put("manifest.json", utf8("{\"schema\": 1, \"note\": \"prose\", \"files\": {\"model.onnx\": " + entry(model)
-                    + ", \"weights.bin\": " + entry(weights) + "}}"));
+            String tokenizer = files.containsKey("tok/tokenizer.etk")
+                    ? ", \"tok/tokenizer.etk\": " + entry(get("tok/tokenizer.etk")) : "";
+            put("manifest.json", utf8("{\"schema\": 1, \"note\": \"prose\", \"tokenizer\": {\"folder\": \"tok\"}, \"files\": "
+                    + "{\"model.onnx\": " + entry(model) + ", \"weights.bin\": " + entry(weights) + tokenizer + "}}"));
         }
 
         Assets slow() {
@@ -325,16 +402,20 @@ public final class ModelFilesMain {
     }
 
     private ModelFiles prepare(Assets assets, long usableBytes) throws IOException {
-        return ModelFiles.prepare(root, "test", assets, folder -> usableBytes);
+        return ModelFiles.prepare(root, "test", assets, false, folder -> usableBytes);
+    }
+
+    private ModelFiles prepareAndKeep(Assets assets, long usableBytes) throws IOException {
+        return ModelFiles.prepare(root, "test", assets, true, folder -> usableBytes);
     }
 
     private File home() {
         return new File(new File(root, "edgeslim"), "test");
     }
 
-    /** What lies in the model's folder beside the lock. */
+    /** What lies in the model's folder beside its own notes. */
     private String[] names() {
-        String[] names = home().list((folder, name) -> !name.equals(".lock"));
+        String[] names = home().list((folder, name) -> !name.startsWith("."));
         return names == null ? new String[0] : names;
     }
 

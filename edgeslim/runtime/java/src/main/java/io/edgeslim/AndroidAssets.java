@@ -18,7 +18,13 @@ public final class AndroidAssets implements AssetSource {
 
     /** Unpacks the model into the app's no-backup folder, or finds it there. Not for the main thread. */
     public static ModelFiles unpack(Context context, String name) throws IOException {
-        return ModelFiles.prepare(context.getNoBackupFilesDir(), name, new AndroidAssets(context, name));
+        return unpack(context, name, false);
+    }
+
+    /** The same; {@code keepPrevious} as in {@link ModelFiles#prepare}. */
+    public static ModelFiles unpack(Context context, String name, boolean keepPrevious) throws IOException {
+        AssetSource assets = new AndroidAssets(context, name);
+        return ModelFiles.prepare(context.getNoBackupFilesDir(), name, assets, keepPrevious);
     }
 
     @Override

@@ -55,6 +55,18 @@ final class Disk {
         }
     }
 
+    /** Writes a small file beside its place, forces it to the storage and renames it. */
+    static void writeWhole(File target, byte[] content) throws IOException {
+        File temporary = new File(target.getPath() + ".new");
+        try (FileOutputStream out = new FileOutputStream(temporary)) {
+            out.write(content);
+            out.getFD().sync();
+        }
+        if (!temporary.renameTo(target)) {
+            throw new IOException("can't rename " + temporary + " to " + target);
+        }
+    }
+
     /** Deletes a file or folder with all in it, as far as that goes. */
     static void deleteTree(File file) {
         File[] children = file.listFiles();

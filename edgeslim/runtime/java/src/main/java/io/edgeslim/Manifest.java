@@ -23,6 +23,7 @@ public final class Manifest {
     static final int SCHEMA = 1;
     static final String MODEL = "model.onnx";
     static final String WEIGHTS = "weights.bin";
+    static final String TOKENIZER = "tokenizer.etk";
 
     /** Size and hash of one file. */
     public static final class Entry {
@@ -80,6 +81,18 @@ public final class Manifest {
         return entry;
     }
 
+    boolean has(String name) {
+        return files.containsKey(name);
+    }
+
+    /** The packed tokenizer's name in the package, or null. */
+    String tokenizer() {
+        Object table = root.get("tokenizer");
+        Object folder = table instanceof Map ? ((Map<?, ?>) table).get("folder") : null;
+        String name = folder + "/" + TOKENIZER;
+        return folder instanceof String && has(name) ? name : null;
+    }
+
     /** The whole document: Map, List, String, Long, Double, Boolean or null. */
     public Map<String, Object> root() {
         return root;
@@ -91,7 +104,8 @@ public final class Manifest {
      */
     String version() throws IOException {
         MessageDigest digest = Disk.sha256();
-        digest.update((file(MODEL).sha256 + file(WEIGHTS).sha256).getBytes(StandardCharsets.US_ASCII));
+        String tokenizer = tokenizer() == null ? "" : file(tokenizer()).sha256;
+        digest.update((file(MODEL).sha256 + file(WEIGHTS).sha256 + tokenizer).getBytes(StandardCharsets.US_ASCII));
         return Disk.hex(digest).substring(0, 32);
     }
 

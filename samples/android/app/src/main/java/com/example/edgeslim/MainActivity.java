@@ -1,74 +1,138 @@
 package com.example.edgeslim;
 
-import ai.onnxruntime.OnnxTensor;
-import ai.onnxruntime.OrtEnvironment;
-import ai.onnxruntime.OrtException;
-import ai.onnxruntime.OrtSession;
 import android.app.Activity;
 import android.os.Bundle;
 import android.widget.TextView;
 import io.edgeslim.EdgeslimModel;
+import io.edgeslim.ProviderShare;
+import io.edgeslim.RunOptions;
 import java.io.IOException;
 import java.util.Arrays;
-import java.util.HashMap;
-import java.util.Map;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
 
-/** Opens the packaged text model, runs it once on fixed token ids, and shows what came out and how long it took. */
+/**
+ * Compares sentences by the packaged encoder, and measures it: how long it takes to open and to run, with each provider,
+ * and which share of the nodes falls back to the CPU.
+ */
 public final class MainActivity extends Activity {
     private static final int THREADS = 2;
-    /** "hello world" for a BERT vocabulary: [CLS] hello world [SEP]. */
-    private static final long[][] IDS = {{101, 7592, 2088, 102}};
+    private static final int WARM_UP = 5;
+    private static final int RUNS = 50;
+    private static final String QUESTION = "How do I reset my password?";
+    private static final String[] ANSWERS = {
+        "Choose \"forgot password\" on the login page and follow the link in the mail.",
+        "Our offices are open from nine to five.",
+        "The parcel left the warehouse yesterday."
+    };
+
+    /** Unpacking reads and writes files, and running takes a while: neither belongs on the main thread. */
+    private final ExecutorService worker = Executors.newSingleThreadExecutor();
+
+    private TextView view;
+    private volatile EdgeslimModel model;
 
     @Override
     protected void onCreate(Bundle state) {
         super.onCreate(state);
-        TextView view = new TextView(this);
-        view.setText("opening the model");
+        view = new TextView(this);
         setContentView(view);
-        // Unpacking reads and writes files, and running takes a while: neither belongs on the main thread.
-        new Thread(() -> {
-            String text;
+        show("opening the model");
+        worker.execute(() -> {
             try {
-                text = runOnce();
-            } catch (IOException | OrtException e) {
-                text = e.toString();
+                compare();
+                for (RunOptions.Provider provider : RunOptions.Provider.values()) {
+                    measure(provider);
+                }
+            } catch (IOException e) {
+                show(e.toString());
             }
-            String result = text;
-            runOnUiThread(() -> view.setText(result));
-        }).start();
+        });
     }
 
-    private String runOnce() throws IOException, OrtException {
+    private void compare() throws IOException {
         long start = System.nanoTime();
-        try (EdgeslimModel model = EdgeslimModel.open(this, BuildConfig.MODEL, THREADS)) {
-            long opened = System.nanoTime();
-            Map<String, OnnxTensor> inputs = new HashMap<>();
-            try {
-                for (String name : model.session().getInputNames()) {
-                    inputs.put(name, OnnxTensor.createTensor(OrtEnvironment.getEnvironment(), values(name)));
-                }
-                try (OrtSession.Result result = model.session().run(inputs)) {
-                    long done = System.nanoTime();
-                    return (model.files().isFresh() ? "unpacked and opened" : "opened")
-                            + " in " + (opened - start) / 1000000 + " ms, ran in " + (done - opened) / 1000000
-                            + " ms, output " + result.get(0).getInfo();
-                }
-            } finally {
-                for (OnnxTensor input : inputs.values()) {
-                    input.close();
-                }
+        try {
+            model = EdgeslimModel.open(this, BuildConfig.MODEL, THREADS);
+        } catch (IOException e) {
+            // The update can't be unpacked: the version that was there before still can be used.
+            model = EdgeslimModel.openInstalled(this, BuildConfig.MODEL, RunOptions.defaults());
+            if (model == null) {
+                throw e;
             }
+        }
+        show((model.files().isFresh() ? "unpacked and opened in " : "opened in ") + millisSince(start) + " ms\n" + QUESTION);
+        float[] question = model.embed(QUESTION);
+        for (String answer : ANSWERS) {
+            show(String.format("%.3f  %s", cosine(question, model.embed(answer)), answer));
         }
     }
 
-    private static long[][] values(String input) {
-        if (input.equals("input_ids")) {
-            return IDS;
+    private void measure(RunOptions.Provider provider) throws IOException {
+        RunOptions options = RunOptions.defaults().withThreads(THREADS).withProvider(provider);
+        double[] millis = new double[RUNS];
+        try (EdgeslimModel measured = EdgeslimModel.open(model.files(), options)) {
+            for (int i = -WARM_UP; i < RUNS; i++) {
+                long start = System.nanoTime();
+                measured.embed(ANSWERS[0]);
+                if (i >= 0) {
+                    millis[i] = millisSince(start);
+                }
+            }
+        } catch (IOException e) {
+            show(provider + ": " + e);
+            return;
         }
-        long[][] values = new long[1][IDS[0].length];
-        if (input.equals("attention_mask")) {
-            Arrays.fill(values[0], 1);
+        Arrays.sort(millis);
+        ProviderShare share = EdgeslimModel.profile(model.files(), options, ANSWERS[0], getCacheDir());
+        show(String.format("%s: p50 %.1f ms, p95 %.1f ms, %.0f %% of the nodes on the CPU provider",
+                provider, millis[RUNS / 2], millis[RUNS * 95 / 100], 100 * share.cpuShare()));
+    }
+
+    @Override
+    public void onTrimMemory(int level) {
+        super.onTrimMemory(level);
+        EdgeslimModel opened = model;
+        if (opened != null) {
+            worker.execute(() -> {
+                try {
+                    opened.onTrimMemory(level);
+                } catch (IOException e) {
+                    show(e.toString());
+                }
+            });
         }
-        return values; // token_type_ids
+    }
+
+    @Override
+    protected void onDestroy() {
+        super.onDestroy();
+        worker.execute(() -> {
+            try {
+                if (model != null) {
+                    model.close();
+                }
+            } catch (IOException e) {
+                show(e.toString());
+            }
+        });
+        worker.shutdown();
+    }
+
+    private void show(String line) {
+        runOnUiThread(() -> view.append(line + "\n"));
+    }
+
+    private static double millisSince(long start) {
+        return (System.nanoTime() - start) / 1e6;
+    }
+
+    /** Of vectors that have length 1. */
+    private static double cosine(float[] a, float[] b) {
+        double sum = 0;
+        for (int i = 0; i < a.length; i++) {
+            sum += a[i] * b[i];
+        }
+        return sum;
     }
 }
