@@ -58,14 +58,18 @@ _MEANING: dict[int, tuple[str, str]] = {
 
 class _Header(ctypes.Structure):
     _fields_ = (
+        ("version", ctypes.c_uint16),
+        ("header_bytes", ctypes.c_uint16),
         ("required_features", ctypes.c_uint32),
         ("optional_features", ctypes.c_uint32),
         ("segment_count", ctypes.c_uint32),
-        ("image_hash", ctypes.c_uint32),
-        ("index_hash", ctypes.c_uint32),
         ("index_bytes", ctypes.c_uint64),
         ("decoded_bytes", ctypes.c_uint64),
         ("file_bytes", ctypes.c_uint64),
+        ("image_hash", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+        ("index_hash", ctypes.c_uint32),
+        ("header_hash", ctypes.c_uint32),
     )
 
 
@@ -77,21 +81,23 @@ class _Segment(ctypes.Structure):
         ("coded_bytes", ctypes.c_uint32),
         ("directory_bytes", ctypes.c_uint32),
         ("hash", ctypes.c_uint32),
-        ("data_offset", ctypes.c_uint32),
-        ("block_bytes", ctypes.c_uint32),
-        ("block_count", ctypes.c_uint32),
-        ("number", ctypes.c_uint32),
-        ("shape", ctypes.c_uint32 * esz.MAX_RANK),
-        ("name", ctypes.c_void_p),
         ("name_bytes", ctypes.c_uint16),
         ("alphabet", ctypes.c_uint8),
         ("dtype", ctypes.c_uint8),
         ("rank", ctypes.c_uint8),
+        ("block_log2", ctypes.c_uint8),
         ("flags", ctypes.c_uint8),
         ("cap_log2", ctypes.c_uint8),
         ("fill", ctypes.c_uint8),
         ("book_log2", ctypes.c_uint8),
+        ("row_units", ctypes.c_uint16),
+        ("data_offset", ctypes.c_uint32),
+        ("block_bytes", ctypes.c_uint32),
+        ("block_count", ctypes.c_uint32),
+        ("number", ctypes.c_uint32),
         ("row_items", ctypes.c_uint32),
+        ("shape", ctypes.c_uint32 * esz.MAX_RANK),
+        ("name", ctypes.c_void_p),
     )
 
 

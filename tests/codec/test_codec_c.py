@@ -23,7 +23,8 @@ PACKAGES = {
     "arm-linux-gnueabihf-gcc": "gcc-arm-linux-gnueabihf",
     "arm-none-eabi-gcc": "gcc-arm-none-eabi",
 }
-MOST_SMALL_BYTES = 9_472  # code and messages; the aim is 6,144
+READER = ("parse_header", "index_begin", "index_next", "segment_begin", "block_at", "block_decode")
+UNKNOWN_ALPHABET, UNKNOWN_FEATURE = 12, 7
 SANITIZERS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
@@ -104,15 +105,53 @@ def test_sources_compile_without_a_warning(target: str, tmp_path: Path) -> None:
         compile_c(tmp_path / "out.o", *flags, "-c", SOURCES / "esz_encode.c", compiler=compiler)
 
 
-def test_decoder_for_small_devices_does_not_grow(tmp_path: Path) -> None:
+def code_bytes(path: Path) -> int:
     """Code and constants, without unwinding tables."""
+    listed = subprocess.run(["aarch64-linux-gnu-size", "-A", path], capture_output=True, text=True, check=True)
+    sections = [line.split() for line in listed.stdout.splitlines() if line.startswith((".text", ".rodata", ".data"))]
+    return sum(int(section[1]) for section in sections)
+
+
+@pytest.mark.parametrize(
+    ("alphabets", "most", "most_linked"),
+    [(255, 8_320, 6_500), (95, 7_520, 5_720), (11, 7_200, 5_500)],
+    ids=["everything", "neither planes nor codebooks", "RAW, PLAIN and GAP"],
+)
+def test_decoder_for_small_devices_does_not_grow(alphabets: int, most: int, most_linked: int, tmp_path: Path) -> None:
+    """All of it with its messages, and what a device links that reads block by block; the aim is 6,144."""
     if shutil.which("aarch64-linux-gnu-gcc") is None:
         pytest.skip("no aarch64-linux-gnu-gcc: apt-get install gcc-aarch64-linux-gnu")
-    flags = ("-Os", "-DESZ_SMALL", "-fno-asynchronous-unwind-tables", "-ffunction-sections", "-c", SOURCES / "esz.c")
-    compiled = compile_c(tmp_path / "esz.o", *flags, compiler="aarch64-linux-gnu-gcc")
-    listed = subprocess.run(["aarch64-linux-gnu-size", "-A", compiled], capture_output=True, text=True, check=True)
-    sections = [line.split() for line in listed.stdout.splitlines() if line.startswith((".text", ".rodata"))]
-    assert sum(int(section[1]) for section in sections) <= MOST_SMALL_BYTES
+    flags = ("-Os", "-DESZ_SMALL", f"-DESZ_ALPHABETS={alphabets}u", "-fno-asynchronous-unwind-tables")
+    compiled = compile_c(
+        tmp_path / "esz.o", *flags, "-ffunction-sections", "-c", SOURCES / "esz.c", compiler="aarch64-linux-gnu-gcc"
+    )
+    roots = [word for name in READER for word in ("-u", f"esz_{name}")]
+    linked = tmp_path / "linked.o"
+    subprocess.run(["aarch64-linux-gnu-ld", "-r", "--gc-sections", *roots, compiled, "-o", linked], check=True)
+    assert code_bytes(linked) <= most_linked
+    assert code_bytes(compiled) <= most
+
+
+@pytest.mark.parametrize("flags", [(), ("-DESZ_SMALL",)], ids=["default", "small"])
+def test_alphabets_left_out_are_refused(flags: tuple[str, ...], tmp_path: Path) -> None:
+    results: list[dict[str, tuple[int, bytes]]] = []
+    for alphabets in (255, 3):
+        options = ("-O1", "-fPIC", "-shared", "-DESZ_SHARED", f"-DESZ_ALPHABETS={alphabets}u", *flags)
+        library = ctypes.CDLL(str(compile_c(tmp_path / f"{alphabets}.so", *options, SOURCES / "esz.c")))
+        library.esz_decoder_bytes.restype = ctypes.c_size_t
+        decoder = ctypes.create_string_buffer(library.esz_decoder_bytes())
+        seen = {}
+        for path in sorted(GOLDEN.glob("*.esz")):
+            data = path.read_bytes()
+            image = ctypes.create_string_buffer(int.from_bytes(data[32:40], "little") + 1)
+            sizes = (ctypes.c_size_t(len(data)), image, ctypes.c_size_t(len(image)), ctypes.c_uint32(0), None)
+            seen[path.name] = library.esz_decode_image(decoder, data, *sizes), image.raw
+        results.append(seen)
+    everything, few = results
+    assert {status for status, _ in few.values()} == {0, UNKNOWN_ALPHABET, UNKNOWN_FEATURE}
+    for name, (status, image) in few.items():
+        assert status in (UNKNOWN_ALPHABET, UNKNOWN_FEATURE) or (status, image) == everything[name]
+        assert everything[name][0] == (UNKNOWN_FEATURE if flags and needs_rows(GOLDEN / name) else 0)
 
 
 @pytest.mark.slow

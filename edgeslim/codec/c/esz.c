@@ -12,14 +12,17 @@
 #define NOWHERE 0xFFFFFFFFu
 
 #if defined(ESZ_SMALL) /* four sets of tables would take 2 KiB */
-#define FEATURES (ESZ_FEATURE_CODEBOOK | ESZ_FEATURE_PLANES)
+#define ROWS 0u
 #else
-#define FEATURES (ESZ_FEATURE_CODEBOOK | ESZ_FEATURE_PLANES | ESZ_FEATURE_ROWS)
+#define ROWS ESZ_FEATURE_ROWS
 #endif
+#define FEATURES (ROWS | (ESZ_HAS(7) ? ESZ_FEATURE_CODEBOOK : 0u) | (ESZ_HAS(ESZ_PLANES) ? ESZ_FEATURE_PLANES : 0u))
 
 static const uint8_t esz_magic[8] = {0x89, 'E', 'S', 'Z', '\r', '\n', 0x1A, '\n'};
 
-static unsigned load16(const uint8_t *p) { return p[0] | (unsigned)p[1] << 8; }
+#if !ESZ_LITTLE_ENDIAN
+static uint16_t load16(const uint8_t *p) { return (uint16_t)(p[0] | (unsigned)p[1] << 8); }
+#endif
 
 static uint64_t align64(uint64_t x) { return (x + 63) & ~(uint64_t)63; }
 
@@ -47,8 +50,11 @@ size_t esz_decoder_bytes(void) { return sizeof(esz_decoder); }
 esz_status esz_parse_header(const uint8_t *data, size_t size, esz_header *h) {
     if (size < ESZ_HEADER_BYTES) return ESZ_E_TRUNCATED;
     if (memcmp(data, esz_magic, sizeof esz_magic) != 0) return ESZ_E_MAGIC;
-    if (load16(data + 8) != ESZ_VERSION) return ESZ_E_VERSION;
-    if (esz_load32(data + 60) != esz_hash_of(data, 60)) return ESZ_E_HEADER_HASH;
+#if ESZ_LITTLE_ENDIAN
+    memcpy(h, data + 8, ESZ_HEADER_BYTES - 8);
+#else
+    h->version = load16(data + 8);
+    h->header_bytes = load16(data + 10);
     h->required_features = esz_load32(data + 12);
     h->optional_features = esz_load32(data + 16);
     h->segment_count = esz_load32(data + 20);
@@ -56,9 +62,14 @@ esz_status esz_parse_header(const uint8_t *data, size_t size, esz_header *h) {
     h->decoded_bytes = esz_load64(data + 32);
     h->file_bytes = esz_load64(data + 40);
     h->image_hash = esz_load32(data + 48);
+    h->reserved = esz_load32(data + 52);
     h->index_hash = esz_load32(data + 56);
+    h->header_hash = esz_load32(data + 60);
+#endif
+    if (h->version != ESZ_VERSION) return ESZ_E_VERSION;
+    if (h->header_hash != esz_hash_of(data, 60)) return ESZ_E_HEADER_HASH;
     if ((h->required_features & ~FEATURES) != 0) return ESZ_E_FEATURE;
-    if (load16(data + 10) != ESZ_HEADER_BYTES || esz_load32(data + 52) != 0 || h->segment_count > ESZ_MAX_SEGMENTS ||
+    if (h->header_bytes != ESZ_HEADER_BYTES || h->reserved != 0 || h->segment_count > ESZ_MAX_SEGMENTS ||
         h->index_bytes > ESZ_MAX_INDEX_BYTES || h->decoded_bytes > ESZ_MAX_IMAGE_BYTES ||
         h->file_bytes > ESZ_MAX_FILE_BYTES || h->file_bytes < ESZ_HEADER_BYTES + h->index_bytes)
         return ESZ_E_HEADER;
@@ -79,45 +90,43 @@ esz_status esz_index_begin(esz_cursor *c, const esz_header *h, const uint8_t *in
     return ESZ_OK;
 }
 
+/* Sets of alphabets, bit a for alphabet a. */
+#define SPARSE (ESZ_ALPHABETS & (1u << ESZ_GAP | 1u << ESZ_MASK8 | 1u << ESZ_JOINT))
+#define WITH_ROWS (SPARSE | 1u << ESZ_PLAIN)
+#define WITH_BOOK (WITH_ROWS | 1u << ESZ_PLANES)
+
 /* The rules of an entry that concern its alphabet, flags and sizes. */
 static esz_status check_entry(esz_segment *s) {
-    const unsigned compact = s->flags & ESZ_COMPACT, planes = s->alphabet == ESZ_PLANES, joint = s->alphabet == ESZ_JOINT;
-    const unsigned sparse = s->alphabet == ESZ_GAP || s->alphabet == ESZ_MASK8 || joint;
-    if (s->alphabet > ESZ_JOINT) return ESZ_E_ALPHABET;
-    if (s->decoded_bytes > ESZ_MAX_SEGMENT_BYTES || (s->flags & ~(ESZ_COMPACT | ESZ_NIBBLE)) != 0) return ESZ_E_INDEX;
-    if ((s->flags & ESZ_NIBBLE) && (!sparse || s->fill > 15)) return ESZ_E_INDEX;
-    if (!sparse && s->fill > planes) return ESZ_E_INDEX;
-    if (s->alphabet == ESZ_GAP ? s->cap_log2 < 5 || s->cap_log2 > 8
-        : joint                ? s->cap_log2 < 1 || s->cap_log2 > 4
-                               : s->cap_log2 != 0)
+    const unsigned compact = s->flags & ESZ_COMPACT, nibble = s->flags & ESZ_NIBBLE, bit = 1u << (s->alphabet & 31u);
+    const unsigned raw = s->alphabet == ESZ_RAW, planes = s->alphabet == ESZ_PLANES;
+    const unsigned most_fill = nibble ? 15 : bit & SPARSE ? 255 : planes, most_log2 = bit & WITH_BOOK && !nibble ? 3 : 0;
+    const unsigned least_cap = s->alphabet == ESZ_GAP ? 5 : s->alphabet == ESZ_JOINT;
+    const uint32_t n = s->decoded_bytes;
+    uint32_t data = s->directory_bytes;
+    if (s->alphabet > ESZ_JOINT || !(ESZ_ALPHABETS & bit)) return ESZ_E_ALPHABET;
+    if (n > ESZ_MAX_SEGMENT_BYTES || s->flags > (ESZ_COMPACT | ESZ_NIBBLE) || (nibble && !(bit & SPARSE)) ||
+        s->fill > most_fill || s->cap_log2 < least_cap || s->cap_log2 > least_cap + (least_cap != 0) * 3 ||
+        s->book_log2 > most_log2 || (planes && s->book_log2 == 0) || (n & ((1u << s->book_log2) - 1)) != 0 ||
+        (s->row_items != 0 && (compact || !(bit & WITH_ROWS))))
         return ESZ_E_INDEX;
-    if (s->book_log2 != 0 && (s->book_log2 > 3 || s->alphabet == ESZ_RAW || s->alphabet == ESZ_PAIR ||
-                              (s->flags & ESZ_NIBBLE) || s->decoded_bytes % (1u << s->book_log2) != 0))
-        return ESZ_E_INDEX;
-    if (planes && s->book_log2 == 0) return ESZ_E_INDEX;
-    if (s->row_items != 0 && (compact || (!sparse && s->alphabet != ESZ_PLAIN))) return ESZ_E_INDEX;
     if (compact) {
-        if (s->decoded_bytes > ESZ_MAX_COMPACT_BYTES || s->directory_bytes != 0 || s->block_bytes != 0)
+        if (n > ESZ_MAX_COMPACT_BYTES || data != 0 || s->block_log2 != 0 || (n == 0 && !raw) ||
+            (raw ? s->coded_bytes != n : s->coded_bytes > n + 2))
             return ESZ_E_INDEX;
-        if (s->decoded_bytes == 0 && s->alphabet != ESZ_RAW) return ESZ_E_INDEX;
-        if (s->alphabet == ESZ_RAW ? s->coded_bytes != s->decoded_bytes : s->coded_bytes > s->decoded_bytes + 2)
-            return ESZ_E_INDEX;
-        s->block_bytes = s->decoded_bytes;
-        s->block_count = s->decoded_bytes != 0;
-        s->data_offset = 0;
+        s->block_bytes = n;
+        s->block_count = n != 0;
         return ESZ_OK;
     }
-    if (s->block_bytes < ESZ_MIN_BLOCK_LOG2 || s->block_bytes > ESZ_MAX_BLOCK_LOG2 || s->decoded_bytes == 0)
-        return ESZ_E_INDEX;
-    s->block_bytes = 1u << s->block_bytes;
-    s->block_count = (s->decoded_bytes - 1) / s->block_bytes + 1;
-    if (s->directory_bytes < 8 * (uint64_t)s->block_count || s->directory_bytes > s->coded_bytes) return ESZ_E_INDEX;
-    s->data_offset = s->directory_bytes;
-    if (s->alphabet == ESZ_RAW) {
-        uint64_t data = align64(s->coded_offset + s->directory_bytes) - s->coded_offset;
-        if (s->directory_bytes != 8 * s->block_count || data + s->decoded_bytes != s->coded_bytes) return ESZ_E_INDEX;
-        s->data_offset = (uint32_t)data;
+    if (s->block_log2 < ESZ_MIN_BLOCK_LOG2 || s->block_log2 > ESZ_MAX_BLOCK_LOG2 || n == 0) return ESZ_E_INDEX;
+    s->block_count = ((n - 1) >> s->block_log2) + 1;
+    s->block_bytes = 1u << s->block_log2;
+    if (data < 8 * s->block_count || data > s->coded_bytes) return ESZ_E_INDEX;
+    if (raw) {
+        if (data != 8 * s->block_count) return ESZ_E_INDEX;
+        data = (uint32_t)(align64(s->coded_offset + data) - s->coded_offset);
+        if (data + n != s->coded_bytes) return ESZ_E_INDEX;
     }
+    s->data_offset = data;
     return ESZ_OK;
 }
 
@@ -133,33 +142,40 @@ esz_status esz_index_next(esz_cursor *c, esz_segment *s) {
     }
     if (left < ESZ_ENTRY_BYTES) return ESZ_E_INDEX;
     memset(s, 0, sizeof *s);
+#if ESZ_LITTLE_ENDIAN
+    memcpy(s, e, ESZ_ENTRY_BYTES); /* the first fields are in the entry's order */
+#else
     s->decoded_offset = esz_load64(e);
     s->coded_offset = esz_load64(e + 8);
     s->decoded_bytes = esz_load32(e + 16);
     s->coded_bytes = esz_load32(e + 20);
     s->directory_bytes = esz_load32(e + 24);
     s->hash = esz_load32(e + 28);
-    s->name_bytes = (uint16_t)load16(e + 32);
+    s->name_bytes = load16(e + 32);
     s->alphabet = e[34];
     s->dtype = e[35];
     s->rank = e[36];
-    s->block_bytes = e[37]; /* its logarithm until check_entry */
+    s->block_log2 = e[37];
     s->flags = e[38];
     s->cap_log2 = e[39];
     s->fill = e[40];
     s->book_log2 = e[41];
+    s->row_units = load16(e + 42);
+#endif
     s->number = c->number;
-    s->row_items = load16(e + 42) * ESZ_ROW_UNIT;
+    s->row_items = s->row_units * ESZ_ROW_UNIT;
     if (s->name_bytes > ESZ_MAX_NAME_BYTES || s->rank > ESZ_MAX_RANK)
         return ESZ_E_INDEX;
     if (left < ESZ_ENTRY_BYTES + 4u * s->rank + s->name_bytes) return ESZ_E_INDEX;
-    for (i = 0; i < s->rank; i++) {
-        s->shape[i] = esz_load32(e + ESZ_ENTRY_BYTES + 4 * i);
-        if (s->shape[i] > 0x7FFFFFFFu) return ESZ_E_INDEX;
+    e += ESZ_ENTRY_BYTES;
+    for (i = 0; i < s->rank; i++, e += 4) {
+        s->shape[i] = esz_load32(e);
+        if (s->shape[i] >> 31 != 0) return ESZ_E_INDEX;
     }
-    s->name = e + ESZ_ENTRY_BYTES + 4 * s->rank;
+    s->name = e;
     for (i = 0; i < s->name_bytes; i++)
-        if (s->name[i] < 0x20) return ESZ_E_INDEX;
+        if (e[i] < 0x20) return ESZ_E_INDEX;
+    e += s->name_bytes;
     start = s->flags & ESZ_COMPACT ? c->coded_end : align64(c->coded_end);
     if (s->decoded_offset != c->decoded_sum || s->coded_offset != start) return ESZ_E_INDEX;
     if (s->alphabet == ESZ_PLANES)
@@ -172,7 +188,7 @@ esz_status esz_index_next(esz_cursor *c, esz_segment *s) {
     c->decoded_sum += s->decoded_bytes;
     c->coded_end = start + s->coded_bytes;
     if (c->decoded_sum > c->decoded_bytes || c->coded_end > c->file_bytes) return ESZ_E_INDEX;
-    c->at += ESZ_ENTRY_BYTES + 4u * s->rank + s->name_bytes;
+    c->at = (uint64_t)(e - c->index);
     c->number++;
     return ESZ_OK;
 }
@@ -200,8 +216,7 @@ esz_status esz_segment_begin(esz_decoder *d, const esz_segment *s, const uint8_t
         if (before != s->coded_bytes - s->data_offset) return ESZ_E_DIRECTORY;
         at = 8 * (size_t)s->block_count;
         if (s->alphabet != ESZ_RAW) {
-            uint32_t k;
-            esz_set set[ESZ_SETS_AT_ONCE];
+            int sets;
             if (esz_has_book(s)) {
                 size_t bytes = esz_read_book(d, directory + at, s->directory_bytes - at);
                 if (bytes == 0) return ESZ_E_DIRECTORY;
@@ -210,17 +225,11 @@ esz_status esz_segment_begin(esz_decoder *d, const esz_segment *s, const uint8_t
             if (at == s->directory_bytes || directory[at] > ESZ_MAX_SETS) return ESZ_E_DIRECTORY;
             d->set_count = directory[at++];
             d->sets_at = (uint32_t)at;
-            for (k = 0; k < d->set_count; k++) {
-                size_t bytes = esz_read_set(d, directory + at, s->directory_bytes - at, &set[k % ESZ_SETS_AT_ONCE]);
-                if (bytes == 0) return ESZ_E_TABLE;
-                at += bytes;
-            }
-            if (d->set_count == (s->row_items != 0 ? ESZ_ROW_CLASSES : 1u)) { /* as good as every segment */
-                esz_build_sets(d, set, d->set_count);
-                d->loaded_set = 0;
-            }
+            sets = esz_check_sets(d);
+            if (sets < 2) return sets == 0 ? ESZ_E_TABLE : ESZ_E_DIRECTORY;
+        } else if (at != s->directory_bytes) {
+            return ESZ_E_DIRECTORY;
         }
-        if (at != s->directory_bytes) return ESZ_E_DIRECTORY;
     }
     if (s->decoded_bytes == 0 && s->hash != esz_hash_of(NULL, 0)) return ESZ_E_BLOCK_HASH; /* it has no block */
     d->begun = 1;
@@ -244,8 +253,6 @@ esz_status esz_block_decode(esz_decoder *d, uint32_t block, const uint8_t *coded
                             size_t decoded_bytes) {
     const esz_segment *s = &d->segment;
     uint32_t offset, want_coded, want_decoded, hash = s->hash;
-    unsigned mode, table;
-    esz_status status;
     if (esz_block_at(d, block, &offset, &want_coded, &want_decoded) != ESZ_OK || coded_bytes != want_coded ||
         decoded_bytes != want_decoded)
         return ESZ_E_ARGUMENT;
@@ -261,23 +268,9 @@ esz_status esz_block_decode(esz_decoder *d, uint32_t block, const uint8_t *coded
         coded += bytes;
         coded_bytes -= bytes;
     }
-    if (coded_bytes < 2 || coded_bytes > decoded_bytes + 2) return ESZ_E_BLOCK;
-    mode = coded[0];
-    table = coded[1];
-    coded += 2;
-    coded_bytes -= 2;
-    if (mode == ESZ_STORED) {
-        if (table != 0 || coded_bytes != decoded_bytes) return ESZ_E_BLOCK;
-        memcpy(decoded, coded, coded_bytes);
-        return ESZ_OK;
-    }
-    if (s->alphabet == ESZ_PLANES) {
-        if (mode != 1 || table != 0) return ESZ_E_BLOCK;
+    if (ESZ_IS(s, ESZ_PLANES) && coded_bytes > 0 && coded[0] != ESZ_STORED)
         return esz_decode_planes(d, block, coded, coded_bytes, decoded, decoded_bytes);
-    }
-    status = esz_decode_coded(d, block, mode, table, coded, coded_bytes, decoded, decoded_bytes >> s->book_log2, 1);
-    if (status == ESZ_OK && s->book_log2 != 0) esz_map_book(d, decoded, decoded_bytes >> s->book_log2);
-    return status;
+    return esz_decode_part(d, block, coded, coded_bytes, decoded, decoded_bytes, 1);
 }
 
 /* `hash` (may be null) takes in every block while it is still in the cache. */
@@ -312,12 +305,12 @@ esz_status esz_segment_decode(esz_decoder *d, const esz_segment *s, const uint8_
 esz_status esz_decode_image(esz_decoder *d, const uint8_t *data, size_t size, uint8_t *image, size_t image_bytes,
                             uint32_t options, esz_where *where) {
     esz_header h;
-    esz_cursor c;
+    esz_cursor c, begun;
     esz_segment s;
     esz_hash_state hash;
     esz_where unused;
     esz_status status;
-    size_t end;
+    unsigned pass;
     if (where == NULL) where = &unused;
     where->segment = where->block = NOWHERE;
     where->offset = 0;
@@ -326,25 +319,23 @@ esz_status esz_decode_image(esz_decoder *d, const uint8_t *data, size_t size, ui
     if (image_bytes < h.decoded_bytes) return ESZ_E_ARGUMENT;
     where->offset = ESZ_HEADER_BYTES;
     status = esz_index_begin(&c, &h, data + ESZ_HEADER_BYTES, size - ESZ_HEADER_BYTES);
-    while (status == ESZ_OK) { /* the whole index, before anything is written */
-        where->segment = c.number < c.count ? c.number : NOWHERE;
-        where->offset = ESZ_HEADER_BYTES + c.at;
-        status = esz_index_next(&c, &s);
-    }
-    if (status != ESZ_END) return status;
-    esz_index_begin(&c, &h, data + ESZ_HEADER_BYTES, size - ESZ_HEADER_BYTES);
+    if (status != ESZ_OK) return status;
+    begun = c;
     esz_hash_start(&hash);
-    end = ESZ_HEADER_BYTES + (size_t)h.index_bytes;
-    while ((status = esz_index_next(&c, &s)) == ESZ_OK) {
-        size_t start = (size_t)s.coded_offset;
-        uint8_t *to = image + (size_t)s.decoded_offset;
-        where->segment = s.number;
-        where->block = NOWHERE;
-        where->offset = end;
-        if (!all_zero(data + end, start - end)) return ESZ_E_PADDING;
-        status = decode_segment(d, &s, data + start, to, options & ESZ_NO_IMAGE_HASH ? NULL : &hash, where);
-        if (status != ESZ_OK) return status;
-        end = start + s.coded_bytes;
+    for (pass = 0; pass < 2; pass++, c = begun) { /* the whole index first, before anything is written */
+        for (;;) {
+            const size_t end = (size_t)c.coded_end;
+            where->segment = c.number < c.count ? c.number : NOWHERE;
+            where->block = NOWHERE;
+            where->offset = pass ? end : ESZ_HEADER_BYTES + c.at;
+            if ((status = esz_index_next(&c, &s)) != ESZ_OK) break;
+            if (!pass) continue;
+            if (!all_zero(data + end, (size_t)s.coded_offset - end)) return ESZ_E_PADDING;
+            status = decode_segment(d, &s, data + (size_t)s.coded_offset, image + (size_t)s.decoded_offset,
+                                    options & ESZ_NO_IMAGE_HASH ? NULL : &hash, where);
+            if (status != ESZ_OK) return status;
+        }
+        if (status != ESZ_END) return status;
     }
     where->segment = where->block = NOWHERE;
     where->offset = 48;

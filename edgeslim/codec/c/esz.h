@@ -5,6 +5,9 @@
  * with ESZ_SMALL (canonical decoding without look-up tables, for small devices; it refuses row classes). It may lie in
  * static memory; one per thread decodes blocks in parallel.
  *
+ * ESZ_ALPHABETS, a number, leaves out what a device does not need: bit a stands for alphabet a of esz_format.h, bit 7 for
+ * codebooks. What is left out is refused with ESZ_E_ALPHABET or ESZ_E_FEATURE.
+ *
  * Whole container in memory:     esz_parse_header, allocate header.decoded_bytes, esz_decode_image.
  * One segment (or one block):    esz_parse_header, esz_index_begin, esz_index_next, esz_segment_begin,
  *                                esz_block_at, esz_block_decode.
@@ -44,23 +47,29 @@ typedef enum {
     ESZ_E_IMAGE_HASH = 20
 } esz_status;
 
+/* The header's fields behind the magic. */
 typedef struct {
-    uint32_t required_features, optional_features, segment_count, image_hash, index_hash;
+    uint16_t version, header_bytes;
+    uint32_t required_features, optional_features, segment_count;
     uint64_t index_bytes, decoded_bytes, file_bytes;
+    uint32_t image_hash, reserved, index_hash, header_hash;
 } esz_header;
 
 typedef struct {
+    /* As the index entry has them. */
     uint64_t decoded_offset, coded_offset;
     uint32_t decoded_bytes, coded_bytes, directory_bytes, hash;
+    uint16_t name_bytes;
+    uint8_t alphabet, dtype, rank, block_log2, flags, cap_log2, fill;
+    uint8_t book_log2;  /* 0, or the values of codebook or PLANES take 2^book_log2 bytes */
+    uint16_t row_units; /* 0, or an ESZ_ROW_UNITth of a row's items */
+    /* What follows from them. */
     uint32_t data_offset; /* where the blocks start, from the payload's start */
     uint32_t block_bytes, block_count; /* decoded size of every block but the last; number of blocks */
     uint32_t number;      /* 0 for the first segment */
+    uint32_t row_items;   /* 0, or the items of a row, each of which has a class */
     uint32_t shape[ESZ_MAX_RANK];
     const uint8_t *name;  /* points into the index; not terminated by zero */
-    uint16_t name_bytes;
-    uint8_t alphabet, dtype, rank, flags, cap_log2, fill;
-    uint8_t book_log2;    /* 0, or the values of codebook or PLANES take 2^book_log2 bytes */
-    uint32_t row_items;   /* 0, or the items of a row, each of which has a class */
 } esz_segment;
 
 typedef struct {

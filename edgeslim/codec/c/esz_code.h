@@ -7,13 +7,9 @@
 #include "esz_table.h"
 
 typedef struct {
-#if defined(ESZ_SMALL)
-    const esz_table *first, *second;
-#else
     esz_table first[ESZ_ROW_CLASSES], second[ESZ_ROW_CLASSES];
-#endif
     unsigned alphabet, nibble, cap, fill;
-    esz_joint joint; /* its `values` in small builds only */
+    esz_joint joint; /* without its `values`, which are in the tables */
     const uint8_t *map;  /* the classes of the block's rows, 2 bits each */
     size_t row_items;    /* 0: no rows */
     size_t first_row;    /* items of the block's first row, which may have started in the block before */
@@ -33,18 +29,12 @@ static void esz_row_begin(esz_row *row, const esz_code *c) {
 
 /* Makes `row` the one of item `at`. At the very end of a block it may look at the byte behind the map. */
 static void esz_row_seek(esz_row *row, const esz_code *c, size_t at) {
-#if defined(ESZ_SMALL)
-    (void)row;
-    (void)c;
-    (void)at;
-#else
     if (at < row->end) return;
     do {
         row->end += c->row_items;
         row->index++;
     } while (at >= row->end);
     row->number = (unsigned)c->map[row->index >> 2] >> (2 * (row->index & 3)) & 3u;
-#endif
 }
 
 #endif

@@ -13,7 +13,7 @@
 
 #include "esz_code.h"
 
-#if !defined(ESZ_SMALL) && !defined(ESZ_32_BIT) && UINTPTR_MAX > 0xFFFFFFFFu && defined(__GNUC__)
+#if !defined(ESZ_32_BIT) && UINTPTR_MAX > 0xFFFFFFFFu && defined(__GNUC__)
 #define ESZ_FAST 1
 #else
 #define ESZ_FAST 0

@@ -69,13 +69,19 @@ static inline uint32_t esz_hash_round(uint32_t lane, uint32_t word) {
         memcpy(lane, v, sizeof v); \
     }
 
+#if defined(ESZ_SMALL)
+static void esz_hash_stripes(uint32_t *lane, const uint8_t *p, size_t stripes) {
+    size_t i;
+    for (i = 0; i < 16 * stripes; i++, p += 4) lane[i & 15] = esz_hash_round(lane[i & 15], esz_load32(p));
+}
+#else
 ESZ_HASH_LOOP(esz_hash_stripes_any, )
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(ESZ_SMALL)
+#if defined(__x86_64__) && defined(__GNUC__)
 ESZ_HASH_LOOP(esz_hash_stripes_avx2, __attribute__((target("avx2"))))
 #endif
 
 static void esz_hash_stripes(uint32_t *lane, const uint8_t *p, size_t stripes) {
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(ESZ_SMALL)
+#if defined(__x86_64__) && defined(__GNUC__)
     if (__builtin_cpu_supports("avx2")) {
         esz_hash_stripes_avx2(lane, p, stripes);
         return;
@@ -83,6 +89,7 @@ static void esz_hash_stripes(uint32_t *lane, const uint8_t *p, size_t stripes) {
 #endif
     esz_hash_stripes_any(lane, p, stripes);
 }
+#endif
 
 static void esz_hash_seed(uint32_t *lane) {
     lane[0] = ESZ_HASH_P1 + ESZ_HASH_P2;
@@ -98,18 +105,20 @@ static void esz_hash_start(esz_hash_state *s) {
 }
 
 static void esz_hash_take(esz_hash_state *s, const uint8_t *p, size_t n) {
-    const size_t held = (size_t)s->total % ESZ_HASH_STRIPE;
-    s->total += n;
-    if (held != 0) {
-        const size_t take = n < ESZ_HASH_STRIPE - held ? n : ESZ_HASH_STRIPE - held;
-        memcpy(s->held + held, p, take);
-        if (held + take < ESZ_HASH_STRIPE) return;
-        esz_hash_stripes(s->lane, s->held, 1);
+    while (n > 0) {
+        const size_t held = (size_t)s->total % ESZ_HASH_STRIPE;
+        size_t take = n / ESZ_HASH_STRIPE * ESZ_HASH_STRIPE;
+        if (held == 0 && take != 0) {
+            esz_hash_stripes(s->lane, p, n / ESZ_HASH_STRIPE);
+        } else {
+            take = n < ESZ_HASH_STRIPE - held ? n : ESZ_HASH_STRIPE - held;
+            memcpy(s->held + held, p, take);
+            if (held + take == ESZ_HASH_STRIPE) esz_hash_stripes(s->lane, s->held, 1);
+        }
+        s->total += take;
         p += take;
         n -= take;
     }
-    esz_hash_stripes(s->lane, p, n / ESZ_HASH_STRIPE);
-    if (n % ESZ_HASH_STRIPE != 0) memcpy(s->held, p + n / ESZ_HASH_STRIPE * ESZ_HASH_STRIPE, n % ESZ_HASH_STRIPE);
 }
 
 /* XXH32 of `n` bytes (modulo 2^32; `some` if there were 16), of which the last n % 16 are at `p`, the others in `lane`. */

@@ -8,18 +8,6 @@
 #include "esz_fast.h"
 #include "esz_fast32.h"
 
-static int esz_next_byte(esz_reader *r, const esz_code *c, const esz_table *table) {
-#if defined(ESZ_SMALL)
-    if (c->alphabet == ESZ_PAIR) {
-        int low = esz_next(r, table), high = esz_next(r, table);
-        return low < 0 || high < 0 ? -1 : low | high << 4;
-    }
-#else
-    (void)c;
-#endif
-    return esz_next(r, table);
-}
-
 /* Puts an element that is not the fill value; the output holds fill values everywhere. */
 static void esz_put(uint8_t *dst, size_t at, unsigned value, const esz_code *c) {
     if (c->nibble)
@@ -36,7 +24,7 @@ static int esz_plain_chunk(esz_reader *r, const esz_code *c, uint8_t *dst, size_
     for (; i < n; i += step) {
         int symbol;
         esz_row_seek(&row, c, i);
-        symbol = esz_next_byte(r, c, &c->first[row.number]);
+        symbol = esz_next(r, &c->first[row.number]); /* of PAIR, two nibbles */
         if (symbol < 0) return 0;
         dst[i * stride] = (uint8_t)symbol;
     }
@@ -111,7 +99,7 @@ static esz_status esz_streams_decode(const esz_code *c, unsigned streams, const 
         const uint8_t *z = src + 3 * s;
         size_t size = src_bytes - at;
         if (s + 1 < streams) {
-            size_t given = (size_t)z[0] | (size_t)z[1] << 8 | (size_t)z[2] << 16;
+            size_t given = esz_load24(z);
             if (given > size) return ESZ_E_BLOCK;
             size = given;
         }

@@ -17,6 +17,22 @@ typedef uint32_t esz_word;
 #endif
 #define ESZ_WORD_BITS ((unsigned)sizeof(esz_word) * 8u)
 
+/* What is built in: bit a stands for alphabet a, bit 7 for codebooks. Others are refused. */
+#if !defined(ESZ_ALPHABETS)
+#define ESZ_ALPHABETS 255u
+#endif
+#define ESZ_HAS(bit) ((ESZ_ALPHABETS >> (bit) & 1u) != 0)
+
+/* Whether the segment has this alphabet; in a build without it the compiler leaves out what depends on it. */
+#define ESZ_IS(segment, name) (ESZ_HAS(name) && (segment)->alphabet == (name))
+
+/* Functions that a small build keeps by themselves: taken into their callers they would make these spill registers. */
+#if defined(ESZ_SMALL) && defined(__GNUC__)
+#define ESZ_APART static __attribute__((noinline))
+#else
+#define ESZ_APART static
+#endif
+
 /* Code lengths of one table, and how many symbols use each length. */
 typedef struct {
     uint8_t length[256];
@@ -24,76 +40,70 @@ typedef struct {
     unsigned used, symbols;
 } esz_lengths;
 
-static unsigned esz_nibble_at(const uint8_t *p, unsigned i) { return (unsigned)p[i >> 1] >> (4 * (i & 1)) & 15u; }
+static size_t esz_load24(const uint8_t *p) { return (size_t)p[0] | (size_t)p[1] << 8 | (size_t)p[2] << 16; }
 
-/* Bit `*at` of the bytes at `p`; moves on. Past the end all bits are 1, which no length can be read from. */
-static unsigned esz_bit_at(const uint8_t *p, size_t avail, size_t *at) {
-    const size_t i = (*at)++;
-    return i >> 3 < avail ? (unsigned)p[i >> 3] >> (i & 7) & 1u : 1u;
+/* The next `count` bits of the bytes at `p`, from bit `*at` on; moves on. Past the end all bits are 1, which no length can
+ * be read from. */
+static unsigned esz_bits_at(const uint8_t *p, size_t avail, size_t *at, unsigned count) {
+    unsigned bits = 0, i;
+    for (i = 0; i < count; i++, ++*at) bits |= (*at >> 3 < avail ? (unsigned)p[*at >> 3] >> (*at & 7) & 1u : 1u) << i;
+    return bits;
 }
 
-/* Form 3: a length as its difference from one before. */
-static unsigned esz_length_at(const uint8_t *p, size_t avail, size_t *at, unsigned before) {
-    unsigned length = 0, i;
+/* A length as form 3 has it, by its difference from one before, or as all other forms have it. */
+static unsigned esz_length_at(const uint8_t *p, size_t avail, size_t *at, unsigned form, unsigned before) {
+    unsigned ones = 0;
 #if !defined(ESZ_SMALL)
     if (avail >= 8 && *at >> 3 <= avail - 8) { /* the same, all bits at once */
         const unsigned bits = (unsigned)(esz_load64(p + (*at >> 3)) >> (*at & 7)) & 127u;
-        const unsigned taken = (bits & 1) == 0 ? 1 : (bits & 2) == 0 ? 2 : (bits & 4) == 0 ? 3 : 7;
+        const unsigned taken = form != 3 ? 4 : (bits & 1) == 0 ? 1 : (bits & 2) == 0 ? 2 : (bits & 4) == 0 ? 3 : 7;
         *at += taken;
-        return taken == 1 ? before : taken == 2 ? before + 1 : taken == 3 ? before - 1 : bits >> 3;
+        return taken == 1 ? before : taken == 2 ? before + 1 : taken == 3 ? before - 1 : taken == 4 ? bits & 15 : bits >> 3;
     }
 #endif
-    if (esz_bit_at(p, avail, at) == 0) return before;
-    if (esz_bit_at(p, avail, at) == 0) return before + 1;
-    if (esz_bit_at(p, avail, at) == 0) return before - 1;
-    for (i = 0; i < 4; i++) length |= esz_bit_at(p, avail, at) << i;
-    return length;
+    if (form == 3) {
+        while (ones < 3 && esz_bits_at(p, avail, at, 1)) ones++;
+        if (ones < 3) return ones == 2 ? before - 1 : before + ones;
+    }
+    return esz_bits_at(p, avail, at, 4);
 }
 
 /* Reads one serialized table of `symbols` symbols, a row of `row` of them alike, and checks it whole. Returns its size
  * in bytes, or 0. */
-static size_t esz_lengths_read(esz_lengths *t, const uint8_t *p, size_t avail, unsigned symbols, unsigned row,
+ESZ_APART size_t esz_lengths_read(esz_lengths *t, const uint8_t *p, size_t avail, unsigned symbols, unsigned row,
                                unsigned limit) {
-    unsigned first = 0, listed = symbols, i, sum = 0, last = 0;
-    const uint8_t *list = NULL;
-    size_t head = 1, bytes, at = 0;
-    const unsigned form = avail < 1 ? 4 : p[0];
-    if (form == 1 || form == 3) {
-        if (avail < 3 || p[1] > p[2] || p[2] >= symbols) return 0;
+    unsigned first = 0, listed = symbols, i, sum = 0, length = 0, symbol = 0, head = 1;
+    size_t at;
+    const unsigned form = avail < 3 && !(avail == 2 && p[0] == 0) ? 4 : p[0];
+    if (form == 2) {
+        listed = p[1] + 1u;
+        head = 2 + listed;
+    } else if (form & 1) {
         first = p[1];
+        if (first > p[2]) return 0;
         listed = p[2] - first + 1u;
         head = 3;
-    } else if (form == 2) {
-        if (avail < 2) return 0;
-        listed = p[1] + 1u;
-        head = 2u + listed;
-        list = p + 2;
-    } else if (form != 0) {
-        return 0;
     }
-    if (listed > symbols || avail < head + (form == 3 ? 0 : (listed + 1) / 2)) return 0;
+    if (form > 3 || first + listed > symbols || head > avail) return 0;
     memset(t, 0, sizeof *t);
     t->symbols = symbols;
+    at = 8 * (size_t)head;
     for (i = 0; i < listed; i++) {
-        const unsigned symbol = list ? list[i] : first + i;
-        unsigned length;
-        if (list && (symbol >= symbols || (i > 0 && list[i - 1] >= symbol))) return 0;
-        if (form == 3)
-            length = esz_length_at(p + head, avail - head, &at, i >= row ? t->length[symbol - row] : last);
-        else
-            length = esz_nibble_at(p + head, i);
+        const unsigned before = i >= row ? t->length[first + i - row] : length;
+        if (form == 2 && ((i > 0 && p[2 + i] <= symbol) || p[2 + i] >= symbols)) return 0;
+        symbol = form == 2 ? p[2 + i] : first + i;
+        length = esz_length_at(p, avail, &at, form, before);
         if (length > limit) return 0;
-        t->length[symbol] = (uint8_t)(last = length);
-        if (length == 0) continue;
+        t->length[symbol] = (uint8_t)length;
         t->count[length]++;
-        t->used++;
         sum += 1u << (ESZ_MAX_CODE_BITS - length);
     }
-    if (form != 3) at = 4 * (size_t)listed;
-    bytes = head + (at + 7) / 8;
-    if (bytes > avail || ((at & 7) != 0 && p[bytes - 1] >> (at & 7) != 0)) return 0;
-    if (t->used == 1 ? t->count[1] != 1 : sum != 1u << ESZ_MAX_CODE_BITS) return 0;
-    return bytes;
+    sum -= (unsigned)t->count[0] << ESZ_MAX_CODE_BITS;
+    t->used = listed - t->count[0];
+    t->count[0] = 0;
+    if ((at & 7) != 0 && esz_bits_at(p, avail, &at, 8 - (at & 7)) != 0) return 0;
+    if (at >> 3 > avail || (t->used == 1 ? t->count[1] != 1 : sum != 1u << ESZ_MAX_CODE_BITS)) return 0;
+    return at >> 3;
 }
 
 /* How symbols of JOINT stand for a gap and a value: `values` values that are not the fill value. */
@@ -135,38 +145,11 @@ static int esz_at_end(esz_reader *r) {
 
 static void esz_table_build(esz_table *t, const esz_lengths *l) {
     unsigned length, symbol, n = 0;
-    for (length = 1; length <= ESZ_MAX_CODE_BITS; length++) {
-        t->count[length] = l->count[length];
-        for (symbol = 0; l->count[length] && symbol < l->symbols; symbol++)
+    memcpy(t->count, l->count, sizeof t->count);
+    for (length = 1; length <= ESZ_MAX_CODE_BITS; length++)
+        for (symbol = 0; symbol < l->symbols; symbol++)
             if (l->length[symbol] == length) t->symbol[n++] = (uint8_t)symbol;
-    }
-    t->count[0] = l->used == 1;
-}
-
-/* The next symbol, or -1 if the stream has no code there. */
-static int esz_next(esz_reader *r, const esz_table *t) {
-    unsigned code = 0, first = 0, at = 0, length;
-    if (t->count[0]) return t->symbol[0];
-    if (r->held < ESZ_MAX_CODE_BITS) esz_refill(r);
-    for (length = 1; length <= ESZ_MAX_CODE_BITS && length <= r->held; length++) {
-        unsigned count = t->count[length];
-        code |= (unsigned)(r->bits >> (length - 1)) & 1u;
-        if (code - first < count) {
-            r->bits >>= length;
-            r->held -= length;
-            return t->symbol[at + code - first];
-        }
-        at += count;
-        first = (first + count) << 1;
-        code <<= 1;
-    }
-    return -1;
-}
-
-/* The next token of JOINT: how many elements it stands for, or 0 if the stream has none there. */
-static unsigned esz_next_joint(esz_reader *r, const esz_table *t, const esz_joint *joint, unsigned *value) {
-    int symbol = esz_next(r, t);
-    return symbol < 0 ? 0 : esz_joint_token(joint, (unsigned)symbol, value);
+    t->count[0] = n == 1;
 }
 
 #else
