@@ -71,10 +71,8 @@ def test_missing_jdk_is_a_clear_error(build_java: ModuleType, monkeypatch: pytes
         build_java.jdk_tool("java")
 
 
-def ort_classes(folder: Path) -> Path:
-    """ONNX Runtime's classes.jar: EDGESLIM_ORT_CLASSES_JAR, or out of the npm package, which npm fetches once."""
-    if given := os.environ.get("EDGESLIM_ORT_CLASSES_JAR"):
-        return Path(given)
+def ort_package(folder: Path) -> Path:
+    """The npm package with ONNX Runtime's AAR, which npm fetches once, by way of ``folder``."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "edgeslim" / "npm"
     package = cache / (ORT_PACKAGE.replace("@", "-") + ".tgz")
     if not package.exists():
@@ -83,8 +81,15 @@ def ort_classes(folder: Path) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         subprocess.run([npm, "pack", ORT_PACKAGE, "--pack-destination", str(folder)], check=True, capture_output=True)
         shutil.move(folder / package.name, package)
+    return package
+
+
+def ort_classes(folder: Path) -> Path:
+    """ONNX Runtime's classes.jar: EDGESLIM_ORT_CLASSES_JAR, or out of the npm package."""
+    if given := os.environ.get("EDGESLIM_ORT_CLASSES_JAR"):
+        return Path(given)
     classes = folder / "classes.jar"
-    with tarfile.open(package) as archive:
+    with tarfile.open(ort_package(folder)) as archive:
         aar = archive.extractfile(ORT_AAR)
         assert aar is not None
         with zipfile.ZipFile(io.BytesIO(aar.read())) as content:
