@@ -26,6 +26,7 @@ from edgeslim.commands.device_options import DeviceSamples, DeviceTimeout, Devic
 from edgeslim.commands.doctor import doctor
 from edgeslim.commands.init import init
 from edgeslim.commands.inspect import inspect_model
+from edgeslim.commands.ort import write_ort
 from edgeslim.commands.pack import pack
 from edgeslim.commands.unpack import unpack
 from edgeslim.errors import EdgeslimError
@@ -53,6 +54,7 @@ app.command("cmake-dir")(cmake_dir)
 app.command("doctor")(doctor)
 app.command("init")(init)
 app.command("inspect")(inspect_model)
+app.command("ort")(write_ort)
 app.command("pack")(pack)
 app.command("unpack")(unpack)
 

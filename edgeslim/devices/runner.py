@@ -140,14 +140,14 @@ def run_on_device(
         files = {
             RUNNER_NAME: build_runner(device.isa, device.libc),
             LIBRARY_NAME: runtime,
-            "model.onnx": model,
+            f"model{model.suffix}": model,  # by which the runtime knows the format
             "in.feed": local / "in.feed",
         }
         files |= {weights.name: weights} if packed is None else {packed.name: packed}
         if device.emulated:
             files[PLUGIN_NAME] = build_plugin(local)
         device.push(files)
-        words = [RUNNER_NAME, "--runtime", device.path(LIBRARY_NAME), "--model", device.path("model.onnx")]
+        words = [RUNNER_NAME, "--runtime", device.path(LIBRARY_NAME), "--model", device.path(f"model{model.suffix}")]
         words += ["--feeds", device.path("in.feed"), "--threads", str(threads)]
         if packed is not None:
             words += ["--esz", device.path(packed.name), "--weights", device.path(weights.name)]
