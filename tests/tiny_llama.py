@@ -25,7 +25,7 @@ def config() -> Any:
         vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-5, rope_theta=10000.0, tie_word_embeddings=True,
         max_position_embeddings=256, bos_token_id=1, eos_token_id=2, attn_implementation="eager",
-        initializer_range=0.2,
+        initializer_range=0.2, architectures=["LlamaForCausalLM"],
     )  # fmt: skip
 
 

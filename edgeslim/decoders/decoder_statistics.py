@@ -1,15 +1,16 @@
 """What calibration text says of a decoder's matrices: second moments of their inputs, squared gradients of outputs.
 
-One forward pass a window gives H = Σ x xᵀ of each matrix's input; matrices that read the same input share it. One
-backward pass, on some of the windows, gives G, the mean squared gradient by each output channel of the log-likelihood
-of a text drawn from the model's own distribution: the diagonal of its Fisher information (Kunstner et al. 2019, arXiv
-1905.12558, say why the text's own words won't do).
+A forward and a backward pass a window. The gradient g is that of the log-likelihood of a text drawn from the model's
+own distribution, so its squares are the diagonal of the Fisher information (Kunstner et al. 2019, arXiv 1905.12558, say
+why the text's own words won't do). An error E in a matrix changes that likelihood by Σ g_ti² (E x_t)_i² over tokens t
+and channels i, to second order. With g_ti² taken for a product r_t c_i, r_t the mean over channels, this is c_i times
+(E H Eᵀ)_ii for H = Σ r_t x_t x_tᵀ. The weights r_t matter: the first token of a window carries activations a thousand
+times those of the others, and hardly any gradient; without them it would rule H. Matrices that read the same input
+share H and add their r_t.
 
 The output layer's logits need no backward pass: the Fisher information of logit v is p_v (1 - p_v). A tied table is an
 embedding, too; there an error in row v costs the squared gradient by the embedding's output, as often as v comes up,
 which the mean of p_v estimates for words that the calibration text hasn't.
-
-Hessians are float32 sums of at most a window's rows, added up in float64.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ from edgeslim.errors import BadInputError
 __all__ = ["Statistics", "collect_statistics", "input_name"]
 
 Array = npt.NDArray[np.float64]
+TINY = 1e-300
 
 
 @dataclass(kw_only=True)
 class Statistics:
-    """``moments`` by an input's name (``input_name``), ``gradients`` by a matrix's; ``probability`` [vocabulary].
+    """``moments`` H by an input's name (``input_name``), float32; ``gradients`` c by a matrix's, with a mean of 1.
 
-    ``logit_fisher`` [vocabulary] is the mean of p (1 - p); ``embedding_gradient`` the mean squared gradient by a
-    channel of the embedding's output; ``tokens`` is what the moments are sums over.
+    Those of matrices that share H add up to 1 for each. ``logit_fisher`` [vocabulary] is p (1 - p) over its sum, a
+    token at a time, and ``lookup_fisher`` [vocabulary] what a squared error of 1 in each channel of a row costs.
     """
 
-    moments: dict[str, Array] = field(default_factory=dict)
+    moments: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     gradients: dict[str, Array] = field(default_factory=dict)
-    probability: Array = field(default_factory=lambda: np.zeros(0))
     logit_fisher: Array = field(default_factory=lambda: np.zeros(0))
-    embedding_gradient: float = 0.0
+    lookup_fisher: Array = field(default_factory=lambda: np.zeros(0))
     tokens: int = 0
 
 
@@ -55,9 +56,9 @@ def input_name(path: str) -> str:
 
 
 def collect_statistics(
-    checkpoint: Checkpoint, batches: Sequence[Batch], *, gradient_windows: int, seed: int, progress: Progress
+    checkpoint: Checkpoint, batches: Sequence[Batch], *, seed: int, progress: Progress
 ) -> Statistics:
-    """Statistics over ``batches``, windows of running text; gradients over the first ``gradient_windows`` of them.
+    """Statistics over ``batches``, windows of running text.
 
     Raises:
         BadInputError: there are no windows, or the checkpoint can't be used.
@@ -70,62 +71,59 @@ def collect_statistics(
     module.requires_grad_(requires_grad=False)
     found = Statistics()
     shape = checkpoint.shape
-    found.probability = np.zeros(shape.vocabulary)
-    found.logit_fisher = np.zeros(shape.vocabulary)
-    graded = 0
+    probability, embedding = np.zeros(shape.vocabulary), 0.0
+    watched: dict[str, tuple[Any, Any]] = {}
     embedded: list[Any] = []
     for path, layer in module.named_modules():
         if isinstance(layer, torch.nn.Linear):
-            if input_name(path) == path:
-                layer.register_forward_pre_hook(_add_moments(found.moments, path))
-            if path != "lm_head":
-                layer.register_forward_hook(_watch_gradient(found.gradients, path))
+            layer.register_forward_hook(_watch(watched, path))
     module.model.embed_tokens.register_forward_hook(lambda _, __, output: embedded.append(output.requires_grad_()))
     generator = torch.Generator().manual_seed(seed)
-    for number, batch in enumerate(progress.track(batches, "statistics", len(batches))):
+    found.logit_fisher = np.zeros(shape.vocabulary)
+    for batch in progress.track(batches, "statistics", len(batches)):
         tokens = torch.from_numpy(batch.feed["input_ids"])
         found.tokens += tokens.numel()
         embedded.clear()
-        with torch.set_grad_enabled(number < gradient_windows):
-            logits = module(tokens, use_cache=False).logits[0]
+        logits = module(tokens, use_cache=False).logits[0]
         shares = torch.softmax(logits.detach(), dim=-1)
-        found.probability += shares.sum(0, dtype=torch.float64).numpy()
-        found.logit_fisher += (shares * (1 - shares)).sum(0, dtype=torch.float64).numpy()
-        if number < gradient_windows:
-            drawn = torch.multinomial(shares, 1, generator=generator)[:, 0]
-            torch.nn.functional.cross_entropy(logits, drawn, reduction="sum").backward()  # type: ignore[no-untyped-call]
-            graded += tokens.numel()
-            found.embedding_gradient += float(embedded[0].grad.square().mean(-1).sum())
-    found.probability /= found.tokens
-    found.logit_fisher /= found.tokens
-    found.embedding_gradient /= max(graded, 1)
-    for total in found.gradients.values():
-        total /= max(graded, 1)
+        probability += shares.sum(0, dtype=torch.float64).numpy()
+        fisher = shares * (1 - shares)
+        found.logit_fisher += fisher.sum(0, dtype=torch.float64).numpy()
+        drawn = torch.multinomial(shares, 1, generator=generator)[:, 0]
+        torch.nn.functional.cross_entropy(logits, drawn, reduction="sum").backward()  # type: ignore[no-untyped-call]
+        embedding += float(embedded[0].grad.square().mean(-1).sum())
+        weights: dict[str, Any] = {}
+        for path, (_, output) in watched.items():
+            squared = fisher if path == "lm_head" else output.grad[0].square()
+            name = input_name(path)
+            weights[name] = weights.get(name, 0) + squared.mean(-1)
+            if path != "lm_head":
+                total = squared.sum(0, dtype=torch.float64).numpy()
+                found.gradients[path] = found.gradients.get(path, 0) + total
+        for name, weight in weights.items():
+            rows = watched[name][0][0]
+            product = (rows.T @ (rows * weight[:, None])).numpy()
+            found.moments[name] = found.moments.get(name, 0) + product
+        watched.clear()
+    found.lookup_fisher = probability * embedding / max(found.tokens, 1)
+    _normalize(found)
     return found
 
 
-def _add_moments(moments: dict[str, Array], path: str) -> Callable[..., None]:
-    def hook(_: Any, inputs: tuple[Any, ...]) -> None:
-        rows = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
-        product = (rows.T @ rows).numpy().astype(np.float64)
-        if path in moments:
-            moments[path] += product
-        else:
-            moments[path] = product
-
-    return hook
+def _normalize(found: Statistics) -> None:
+    """Divides the sums of g² by those of r: so that c H is what a channel's error costs."""
+    totals: dict[str, float] = {}
+    for path, total in found.gradients.items():
+        totals[input_name(path)] = totals.get(input_name(path), 0.0) + float(total.mean())
+    for path, total in found.gradients.items():
+        found.gradients[path] = total / max(totals[input_name(path)], TINY)
+    found.logit_fisher /= max(float(found.logit_fisher.mean()), TINY)
 
 
-def _watch_gradient(gradients: dict[str, Array], path: str) -> Callable[..., None]:
-    def add(gradient: Any) -> None:
-        squared = gradient.reshape(-1, gradient.shape[-1]).square().sum(0).double().numpy()
-        if path in gradients:
-            gradients[path] += squared
-        else:
-            gradients[path] = squared
-
-    def hook(_: Any, __: Any, output: Any) -> None:
-        if output.requires_grad:
-            output.register_hook(add)
+def _watch(watched: dict[str, tuple[Any, Any]], path: str) -> Callable[..., None]:
+    def hook(_: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        if path != "lm_head":
+            output.retain_grad()
+        watched[path] = (inputs[0].detach(), output)
 
     return hook

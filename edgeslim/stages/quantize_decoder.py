@@ -13,7 +13,7 @@ Words that calibration gives hardly any weight keep a floor of sensitivity, sinc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -35,6 +35,8 @@ __all__ = ["QuantizeDecoder"]
 
 MIDDLE = 128
 SAMPLED_COLUMNS = 64
+MAX_STEP = 1.0
+"""Of a column's spread, the median in a matrix: past it nothing predicted to second order means anything."""
 TABLE = "model.embed_tokens"
 
 
@@ -42,8 +44,8 @@ TABLE = "model.embed_tokens"
 class QuantizeDecoder:
     """Grids such that integers take ``target_bits`` a weight, entropy-coded.
 
-    ``block_size`` is that of the kernel's blocks. ``calibration_windows`` give moments, the first ``gradient_windows``
-    of them gradients. ``strength`` weighs the rate term, 1 in theory and 0 without. ``floor`` is the least sensitivity
+    ``block_size`` is that of the kernel's blocks. ``calibration_windows`` give moments and gradients.
+    ``strength`` weighs the rate term, 1 in theory and 0 without. ``floor`` is the least sensitivity
     of a word, as a share of the mean. ``damping``, of GPTQ, is a share of the mean of the Hessian's diagonal.
     """
 
@@ -52,7 +54,6 @@ class QuantizeDecoder:
     target_bits: float = 4.4
     block_size: Literal[32, 64, 128] = 64
     calibration_windows: int = 32
-    gradient_windows: int = 12
     strength: float = 1.0
     floor: float = 0.05
     damping: float = 0.01
@@ -60,8 +61,8 @@ class QuantizeDecoder:
     def __post_init__(self) -> None:
         if not 1.5 <= self.target_bits <= 8:
             raise ValueError(f"target_bits: {self.target_bits}, expected 1.5 to 8")
-        if not 1 <= self.gradient_windows <= self.calibration_windows:
-            raise ValueError(f"gradient_windows: {self.gradient_windows}, expected 1 to calibration_windows")
+        if self.calibration_windows < 1:
+            raise ValueError(f"calibration_windows: {self.calibration_windows}, expected at least 1")
         for name in ("strength", "floor", "damping"):
             if not 0 <= getattr(self, name) <= 10:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected 0 to 10")
@@ -85,7 +86,6 @@ class QuantizeDecoder:
         statistics = collect_statistics(
             checkpoint,
             ctx.calibration[: self.calibration_windows],
-            gradient_windows=self.gradient_windows,
             seed=ctx.seed,
             progress=ctx.progress,
         )
@@ -95,7 +95,7 @@ class QuantizeDecoder:
 
         def encode(source: Checkpoint, name: str) -> StoredBlocks:
             path = name.removesuffix(".weight")
-            made = self._tensor(source, path, statistics).round(delta, strength=self.strength)
+            made = _limited(self._tensor(source, path, statistics), delta).round(delta, strength=self.strength)
             counts[path] = _entropy_bits(made.values) * made.values.size
             return self._blocks(made.values, made.steps)
 
@@ -117,14 +117,16 @@ class QuantizeDecoder:
         shape = checkpoint.shape
         table = path == TABLE
         moments = found.moments["lm_head"] if path in (TABLE, "lm_head") else found.moments[input_name(path)]
-        upper = factor_inverse(moments, self.damping)
+        upper = factor_inverse(moments.astype(np.float64), self.damping)
         if table and not shape.tied:
             upper = np.eye(shape.hidden)
         spread = float(np.mean(1 / np.square(np.diagonal(upper))))
         if path in (TABLE, "lm_head"):
-            gradients = found.logit_fisher if shape.tied or not table else np.zeros(shape.vocabulary)
+            gradients = np.zeros(shape.vocabulary)
+            if shape.tied or not table:
+                gradients += found.logit_fisher
             if table:
-                gradients = gradients + found.probability * found.tokens * found.embedding_gradient / spread
+                gradients += found.lookup_fisher / spread
             gradients = np.maximum(gradients, self.floor * float(gradients.mean()))
         else:
             gradients = found.gradients[path]
@@ -137,16 +139,17 @@ class QuantizeDecoder:
         for path in paths:
             tensor = self._tensor(checkpoint, path, found)
             chosen = np.linspace(0, tensor.weight.shape[1] - 1, SAMPLED_COLUMNS).astype(np.intp)
+            steps = tensor.unit_steps[chosen]
             samples.append(
-                (tensor.weight[:, chosen], tensor.unit_steps[chosen], tensor.least_steps[chosen], tensor.weight.size)
+                (tensor.weight[:, chosen], steps, tensor.least_steps[chosen], _coarseness(tensor), tensor.weight.size)
             )
         total = sum(size for *_, size in samples)
 
         def bits(power: float) -> float:
             found = 0.0
-            for weight, unit, least, size in samples:
-                values = np.rint(weight / np.maximum(2.0**power * unit, least)).astype(np.int16)
-                found += size * _entropy_bits(values)
+            for weight, unit, least, coarseness, size in samples:
+                scaled = min(2.0**power, MAX_STEP / coarseness) * unit
+                found += size * _entropy_bits(np.rint(weight / np.maximum(scaled, least)).astype(np.int16))
             return found / total
 
         low, high = -60.0, 60.0
@@ -162,6 +165,18 @@ class QuantizeDecoder:
         levels = (values.T.astype(np.int16) + MIDDLE).astype(np.uint8)
         grid = BlockGrid(bits=8, block_size=self.block_size, scale=scale, zero_point=None)
         return StoredBlocks(weight=BlockWeight(grid=grid, levels=np.ascontiguousarray(levels)))
+
+
+def _coarseness(tensor: GridTensor) -> float:
+    """The median of a column's step over its weights' spread, where δ is 1."""
+    spread = np.sqrt(np.square(tensor.weight, dtype=np.float64).mean(axis=0))
+    return float(np.median(tensor.unit_steps / np.maximum(spread, 1e-12)))
+
+
+def _limited(tensor: GridTensor, delta: float) -> GridTensor:
+    """``tensor`` with its sensitivity raised, where at ``delta`` its steps would exceed ``MAX_STEP`` spreads."""
+    excess = delta * _coarseness(tensor) / MAX_STEP
+    return tensor if excess <= 1 else replace(tensor, gradients=tensor.gradients * excess**2)
 
 
 def _entropy_bits(values: npt.NDArray[np.signedinteger]) -> float:
