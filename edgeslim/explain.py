@@ -8,6 +8,7 @@ from dataclasses import asdict
 from edgeslim.cache import Cache
 from edgeslim.inputs import find_unchanged, input_files, why_changed
 from edgeslim.project import Overrides, plan_build
+from edgeslim.size_forecast import forecast_size
 from edgeslim.source import resolve_source
 
 __all__ = ["explain_plan"]
@@ -29,6 +30,8 @@ def explain_plan(overrides: Overrides, *, as_json: bool, use_cache: bool = True)
         reasons = (f"the files in {plan.out} are not those of the last build",)
     stages = [named.name for named in (*plan.recipe.torch, *plan.recipe.graph)]
     steps = ["export", *stages, "encode", "package", "checks"]
+    sized = plan.budget.max_size_bytes is not None or any("target_bits" in table for table in plan.recipe.tables)
+    size_forecast = forecast_size(plan, source) if sized else None
     limits = {name: limit for name, limit in asdict(plan.budget).items() if limit is not None}
     if as_json:
         plain = {
@@ -38,6 +41,7 @@ def explain_plan(overrides: Overrides, *, as_json: bool, use_cache: bool = True)
             "steps": steps,
             "recipe": [dict(table) for table in plan.recipe.tables],
             "budget": limits,
+            "size": None if size_forecast is None else asdict(size_forecast),
             "inputs": [str(path) for path in files],
             "out": str(plan.out),
             "unchanged": unchanged,
@@ -52,6 +56,7 @@ def explain_plan(overrides: Overrides, *, as_json: bool, use_cache: bool = True)
         "task     " + (plan.task or "the one that the config of the model speaks of"),
         f"data     {data}",
         "budget   " + (", ".join(f"{name} {limit:g}" for name, limit in limits.items()) or "none"),
+        *([] if size_forecast is None else [f"size     {size_forecast.describe()}"]),
         f"output   {plan.out}, a package of kind {plan.target.package.kind}",
     ]
     for step in steps:

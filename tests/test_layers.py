@@ -70,6 +70,7 @@ LAYERS = {
     "reference": 3,
     "steps": 3,
     "explain": 3,
+    "size_forecast": 3,
     "inputs": 3,
     "workspace": 3,
     "project": 3,

@@ -4,7 +4,7 @@ The graph stays as it is, and so do its kernels: integers and scales are exchang
 a few of their 255 levels, which the container's coder stores in a few bits. ``edgeslim.algorithms.allocation`` says
 which step each channel gets; this module knows where integers and scales lie in a graph, what everything else in the
 file takes, and how to meet a goal in bytes: the steps are found on a sample of the columns, then all are rounded, and
-the file that comes of it is really written and coded. Where it misses the goal, be it bytes or bits a weight, the aim is
+the file that comes of it is really written and coded. Where it misses the goal, bytes or bits a weight, the aim is
 moved by what it was off.
 """
 
