@@ -155,8 +155,8 @@ NETS = (
         paper_ratio=39, paper_error=0.74, mark_ratio=100, mark_error=0.80,
     ),
     Net(
-        name="LeNet-300-100", make=LeNet300, dense_epochs=4,
-        parts=(Part(layers="*", sparsity=0.936, prune_epochs=24, cluster_bits=3, cluster_epochs=4),),
+        name="LeNet-300-100", make=LeNet300, dense_epochs=3,
+        parts=(Part(layers="*", sparsity=0.936, prune_epochs=16, cluster_bits=3, cluster_epochs=3),),
         paper_ratio=40, paper_error=1.58, mark_ratio=60, mark_error=1.64,
     ),
 )  # fmt: skip

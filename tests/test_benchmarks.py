@@ -92,3 +92,28 @@ def test_the_picture_tells_sides_apart_by_shape_and_label(load: object) -> None:
     assert front.count("L") == 1, "what is beaten in both does not lie on the line"
     boxes = [item.get("class") for item in drawn.iter(f"{space}rect")]
     assert boxes[0] is None, "a light ground of its own"
+
+
+def test_features_of_finished_convolutions_train_the_rest(load: object) -> None:
+    """The second half on features is the whole network on images."""
+    import torch
+
+    deep = load("deep_compression")
+    images = np.random.default_rng(0).random((5, 1, 28, 28), np.float32)
+    torch.manual_seed(0)
+    net, batches = deep.LeNet5().eval(), deep.training_data((images, np.arange(5)), (images[:2], np.arange(2)), None)
+    made = deep.featured(batches, net.front)
+    assert [batch.labels for batch in made.training] == [(0,), (1,), (2,), (3,), (4,)]
+    assert len(made.validation) == 2
+    with torch.no_grad():
+        whole = net(torch.from_numpy(images))
+        rest = net.back(torch.from_numpy(np.concatenate([batch.feed["x"] for batch in made.training])))
+    torch.testing.assert_close(rest, whole)
+
+
+def test_the_table_of_several_runs(load: object, capsys: pytest.CaptureFixture[str]) -> None:
+    deep = load("deep_compression")
+    row = {"net": "LeNet-5", "parameters": 431_080, "bytes": 16_000, "ratio": 107.8, "kept_percent": 3.5}
+    deep.show([{**row, "error_percent": error} for error in (0.7, 0.9)], json_wanted=False)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == "| LeNet-5 | 431,080 | 16,000 ± 0 | 107.8 (≥ 100; 39) | 0.80 ± 0.10 (≤ 0.8; 0.74) | 3.50 |"
