@@ -32,6 +32,7 @@ from edgeslim.packaging.android import AndroidSettings, MavenCoordinates, write_
 from edgeslim.packaging.archive import deflated_bytes
 from edgeslim.packaging.bundle import Bundle, file_entry, tokenizer_extras, write_manifest
 from edgeslim.packaging.cmake_files import cmake_extras
+from edgeslim.packaging.swift_files import swift_extras
 from edgeslim.packaging.tarball import write_tarball
 from edgeslim.packaging.tokenizer_file import TOKENIZER_FILE, write_tokenizer
 from edgeslim.pooling import pooling_from_folder
@@ -193,6 +194,9 @@ def _extras(
             extras = (*extras, (f"tokenizer/{TOKENIZER_FILE}", work / TOKENIZER_FILE))
     if plan.target.package.kind == "cmake":
         extras = (*extras, *cmake_extras(source.name, plan.target.name, work / "cmake"))
+    if plan.target.package.kind == "swift":
+        has_tokenizer = any(name.startswith("tokenizer/") for name, _ in extras)
+        extras = (*extras, *swift_extras(source.name, has_tokenizer=has_tokenizer, scratch=work / "swift"))
     return extras, notes
 
 

@@ -108,10 +108,10 @@ class PackageProfile:
     """How the result is packed.
 
     ``aar`` is an Android library, ``tar`` the plain files in a ``.tar.gz``, ``cmake`` the same with a package of
-    CMake's that compiles the loader in C.
+    CMake's that compiles the loader in C, ``swift`` the same as a Swift package with the loader for iOS.
     """
 
-    kind: Literal["aar", "tar", "cmake"] = "tar"
+    kind: Literal["aar", "tar", "cmake", "swift"] = "tar"
     min_sdk: int = 24
 
 

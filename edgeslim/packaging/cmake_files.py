@@ -12,12 +12,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from edgeslim import __version__
 from edgeslim.runtime import C_DIR, CODEC_C_DIR
 
-__all__ = ["CMAKE_DIR", "cmake_extras", "loader_sources"]
+__all__ = ["CMAKE_DIR", "cmake_extras", "find_sources", "loader_sources"]
 
 CMAKE_DIR = Path(__file__).parent.parent / "cmake"
 """``EdgeslimConfig.cmake``, which ``edgeslim cmake-dir`` tells a project of."""
@@ -41,9 +42,14 @@ def cmake_extras(name: str, target: str, scratch: Path) -> tuple[tuple[str, Path
 
 def loader_sources() -> tuple[Path, ...]:
     """The C files of the loader and those that they include, each name once."""
+    return find_sources(_COMPILED)
+
+
+def find_sources(compiled: Iterable[str]) -> tuple[Path, ...]:
+    """The C files named and those that they include, each name once."""
     places = {path.name: path for folder in (C_DIR, CODEC_C_DIR) for path in folder.glob("*.[ch]")}
     found: dict[str, Path] = {}
-    wanted = [name for name in _COMPILED if name in places]
+    wanted = [name for name in compiled if name in places]
     while wanted:
         name = wanted.pop()
         if name in places and name not in found:  # others are the system's and the runtime's
