@@ -110,16 +110,17 @@ def test_module_names(name: str, module: str) -> None:
 
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang", "aarch64-linux-gnu-gcc"])
-def test_c_sources_compile_as_the_package_lays_them(package: Path, tmp_path: Path, compiler: str) -> None:
+def test_c_sources_compile_as_the_package_lays_them(package: Path, compiler: str) -> None:
     if compiler != "gcc" and shutil.which(compiler) is None:
         pytest.skip(f"no {compiler}")
     folder = package / "Sources" / "CEdgeslim"
-    for source in sorted(folder.glob("*.c")):
-        command = [compiler, "-std=c99", "-O1", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-I", folder / "include"]
-        output = tmp_path / f"{source.stem}.o"
-        done = subprocess.run([*command, "-c", source, "-o", output], capture_output=True, text=True, check=False)
+    sources = sorted(folder.glob("*.c"))
+    assert [source.name for source in sources] == ["esz.c", "esz_load.c", "esz_token.c"]
+    flags = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only")
+    for source in sources:
+        command = [compiler, *flags, "-I", folder / "include", source]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-    assert len(list(tmp_path.glob("*.o"))) == 3
 
 
 def test_swift_calls_only_what_c_declares(package: Path) -> None:
