@@ -148,7 +148,9 @@ def open_qemu(name: str, isa: Isa) -> Iterator[LocalDevice]:
         work = root / WORK
         work.mkdir(parents=True)
         _lay_root(root, machine, libraries)
-        prefix = (emulator, "-cpu", name, "-L", str(root))
+        # Addresses of a region of the guest's own don't hang on what the emulator itself has put where by then.
+        own = ("-R", "64G") if isa == "aarch64" else ()  # 32-bit programs have one in any case
+        prefix = (emulator, *own, "-cpu", name, "-L", str(root))
         yield LocalDevice(f"qemu {name}", isa, work, root=root, prefix=prefix)
 
 
