@@ -58,36 +58,61 @@ static inline uint32_t esz_hash_round(uint32_t lane, uint32_t word) {
     return esz_rotl32(lane + word * ESZ_HASH_P2, 13) * ESZ_HASH_P1;
 }
 
-/* Takes in whole stripes. */
-#define ESZ_HASH_LOOP(name, attribute) \
-    attribute static void name(uint32_t *lane, const uint8_t *p, size_t stripes) { \
-        uint32_t v[16]; \
-        unsigned k; \
-        memcpy(v, lane, sizeof v); \
-        for (; stripes > 0; stripes--, p += ESZ_HASH_STRIPE) \
-            for (k = 0; k < 16; k++) v[k] = esz_hash_round(v[k], esz_load32(p + 4 * k)); \
-        memcpy(lane, v, sizeof v); \
-    }
+#if defined(__GNUC__) && ESZ_LITTLE_ENDIAN && !defined(ESZ_SMALL)
+/* Takes in whole stripes. Vectors are written out, one variable each: compilers find them in a loop at times only. */
+#define ESZ_HASH_STEP(v, at) \
+    memcpy(&w, p + (at), sizeof w); \
+    v += w * ESZ_HASH_P2; \
+    v = (v << 13 | v >> 19) * ESZ_HASH_P1;
 
-#if defined(ESZ_SMALL)
-static void esz_hash_stripes(uint32_t *lane, const uint8_t *p, size_t stripes) {
-    size_t i;
-    for (i = 0; i < 16 * stripes; i++, p += 4) lane[i & 15] = esz_hash_round(lane[i & 15], esz_load32(p));
+static void esz_hash_stripes_any(uint32_t *lane, const uint8_t *p, size_t stripes) {
+    typedef uint32_t four __attribute__((vector_size(16)));
+    four a, b, c, d, w;
+    memcpy(&a, lane, sizeof a);
+    memcpy(&b, lane + 4, sizeof b);
+    memcpy(&c, lane + 8, sizeof c);
+    memcpy(&d, lane + 12, sizeof d);
+    for (; stripes > 0; stripes--, p += ESZ_HASH_STRIPE) {
+        ESZ_HASH_STEP(a, 0)
+        ESZ_HASH_STEP(b, 16)
+        ESZ_HASH_STEP(c, 32)
+        ESZ_HASH_STEP(d, 48)
+    }
+    memcpy(lane, &a, sizeof a);
+    memcpy(lane + 4, &b, sizeof b);
+    memcpy(lane + 8, &c, sizeof c);
+    memcpy(lane + 12, &d, sizeof d);
 }
-#else
-ESZ_HASH_LOOP(esz_hash_stripes_any, )
-#if defined(__x86_64__) && defined(__GNUC__)
-ESZ_HASH_LOOP(esz_hash_stripes_avx2, __attribute__((target("avx2"))))
+
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) static void esz_hash_stripes_avx2(uint32_t *lane, const uint8_t *p, size_t stripes) {
+    typedef uint32_t eight __attribute__((vector_size(32)));
+    eight a, b, w;
+    memcpy(&a, lane, sizeof a);
+    memcpy(&b, lane + 8, sizeof b);
+    for (; stripes > 0; stripes--, p += ESZ_HASH_STRIPE) {
+        ESZ_HASH_STEP(a, 0)
+        ESZ_HASH_STEP(b, 32)
+    }
+    memcpy(lane, &a, sizeof a);
+    memcpy(lane + 8, &b, sizeof b);
+}
 #endif
 
 static void esz_hash_stripes(uint32_t *lane, const uint8_t *p, size_t stripes) {
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__)
     if (__builtin_cpu_supports("avx2")) {
         esz_hash_stripes_avx2(lane, p, stripes);
         return;
     }
 #endif
     esz_hash_stripes_any(lane, p, stripes);
+}
+#else
+/* Takes in whole stripes. */
+static void esz_hash_stripes(uint32_t *lane, const uint8_t *p, size_t stripes) {
+    size_t i;
+    for (i = 0; i < 16 * stripes; i++, p += 4) lane[i & 15] = esz_hash_round(lane[i & 15], esz_load32(p));
 }
 #endif
 
