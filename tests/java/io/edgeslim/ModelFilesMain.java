@@ -170,6 +170,16 @@ public final class ModelFilesMain {
         require(ModelFiles.installed(root, "test") != null, "the notes aren't written again");
     }
 
+    void testDamagedManifestOfAnOlderVersion() throws Exception {
+        File first = prepareAndKeep(assets("model"), PLENTY).folder();
+        try (OutputStream out = new FileOutputStream(new File(first, "manifest.json"))) {
+            out.write(1);
+        }
+        require(ModelFiles.installed(root, "test") == null, "a version without a manifest");
+        require(prepareAndKeep(assets("model 2"), PLENTY).isFresh() && !first.exists(), "the update failed");
+        require(ModelFiles.rollBack(root, "test") == null, "back to a damaged version");
+    }
+
     void testTokenizerIsUnpackedAndVerified() throws Exception {
         Assets assets = assets("model");
         assets.put("tok/tokenizer.etk", utf8("tokenizer"));

@@ -114,14 +114,18 @@ public final class ModelFiles {
         return new File(new File(root, "edgeslim"), name);
     }
 
-    /** A version in {@code home} that is whole, by what was stored with it. */
-    private static ModelFiles find(File home, String version) throws IOException {
+    /** A version in {@code home} that is whole, by what was stored with it; null if there is none, or it can't be read. */
+    private static ModelFiles find(File home, String version) {
         File folder = version == null ? null : new File(home, version);
         if (folder == null || !new File(folder, MANIFEST).isFile()) {
             return null;
         }
-        Manifest manifest = Manifest.parse(stored(folder));
-        return isWhole(folder, manifest) ? new ModelFiles(folder, manifest, false) : null;
+        try {
+            Manifest manifest = Manifest.parse(stored(folder));
+            return isWhole(folder, manifest) ? new ModelFiles(folder, manifest, false) : null;
+        } catch (IOException e) {
+            return null; // as good as gone: an update must not fail since an older version is damaged
+        }
     }
 
     private static byte[] stored(File folder) throws IOException {
