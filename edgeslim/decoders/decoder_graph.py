@@ -19,7 +19,7 @@ d q x + m Σ x: the sums of an input's blocks are shared by all matrices that re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,7 @@ from edgeslim.graphs.int8_forms import MICROSOFT
 __all__ = ["Encode", "as_floats", "as_stored", "past_names", "write_decoder"]
 
 OPSET = 20
+INT8_INPUTS = {4: 4, 8: 4}
 Matrix = npt.NDArray[np.float32] | StoredBlocks
 Encode = Callable[[Checkpoint, str], Matrix]
 """Reads a tensor of a checkpoint in the form in which it is to be written."""
@@ -63,18 +64,18 @@ def write_decoder(
     folder: Path,
     *,
     encode: Encode = as_floats,
-    accuracy_level: int = 4,
+    levels: Mapping[int, int] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Writes ``model.onnx`` and ``weights.bin`` into the new ``folder``; the path of the graph.
 
-    ``accuracy_level`` is that of ``MatMulNBits``.
+    ``levels`` gives the ``accuracy_level`` of ``MatMulNBits`` by bits: int8 inputs (4) unless it says otherwise.
 
     Raises:
         BadInputError: the checkpoint lacks a tensor, or one can't be used.
     """
     with WeightsWriter(folder) as weights:
-        graph = _Writer(checkpoint, weights, encode, accuracy_level).write(progress or Quiet())
+        graph = _Writer(checkpoint, weights, encode, levels or INT8_INPUTS).write(progress or Quiet())
     model = ir.Model(graph, ir_version=10, producer_name="edgeslim")
     path = folder / MODEL_NAME
     ir.save(model, path)
@@ -84,12 +85,14 @@ def write_decoder(
 class _Writer:
     """Nodes in the order in which they run, and the initializers that they read."""
 
-    def __init__(self, checkpoint: Checkpoint, weights: WeightsWriter, encode: Encode, accuracy_level: int) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, weights: WeightsWriter, encode: Encode, levels: Mapping[int, int]
+    ) -> None:
         self.checkpoint = checkpoint
         self.shape: DecoderShape = checkpoint.shape
         self.weights = weights
         self.encode = encode
-        self.accuracy_level = accuracy_level
+        self.levels = levels
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}
         self.sums: dict[str, ir.Value] = {}
@@ -229,7 +232,7 @@ class _Writer:
             "N": len(grid.scale),
             "bits": grid.bits,
             "block_size": grid.block_size,
-            "accuracy_level": self.accuracy_level,
+            "accuracy_level": self.levels[grid.bits],
         }
         name = f"{path}.levels" if matrix.minimum is not None else path
         (made,) = self.node("MatMulNBits", inputs, attributes, domain=MICROSOFT, name=name)

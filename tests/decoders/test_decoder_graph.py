@@ -85,7 +85,7 @@ def test_blocks_are_the_files_own_to_the_bit(tmp_path: Path, kind: str) -> None:
 def test_a_graph_on_stored_blocks_equals_the_dequantized_one(tmp_path: Path, kinds: dict[str, str]) -> None:
     read = GgufCheckpoint(tiny_llama.write_gguf(tmp_path / "m.gguf", kinds))
     floats = open_runner(write_decoder(read, tmp_path / "float"))
-    kept = write_decoder(read, tmp_path / "kept", encode=as_stored, accuracy_level=0)
+    kept = write_decoder(read, tmp_path / "kept", encode=as_stored, levels={4: 0, 8: 0})
     nodes = [node.op_type for node in load_graph(kept).graph]
     assert nodes.count("MatMulNBits") == 14 + (kinds == ALL or "weight" in kinds)
     runner = open_runner(kept)
