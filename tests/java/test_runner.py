@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 import sys
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ sys.path.append(str(Path(__file__).parents[1] / "tokenizing"))
 from token_cases import make_case, make_classifier, read_lines, texts_of
 from tokenizers import Tokenizer
 
+import edgeslim
 from edgeslim import metrics
+from edgeslim.checks import latency
 from edgeslim.datasets.preprocessing import RESAMPLES, Preprocessing, Resample
 from edgeslim.packaging.bundle import write_manifest
 
@@ -52,6 +55,10 @@ def write_package(
     }
     names = ("model.onnx", "weights.bin", "weights.esz", "tokenizer/tokenizer.etk")
     write_manifest(folder / "manifest.json", facts, {name: folder / name for name in names})
+    write_recording(folder, texts, recorded)
+
+
+def write_recording(folder: Path, texts: Sequence[str], recorded: Sequence[tuple[list[int], int, Array]]) -> None:
     units = [text.encode("utf-16-be", "surrogatepass") for text in texts]
     content = struct.pack(">I", len(units)) + b"".join(struct.pack(">I", len(one) // 2) + one for one in units)
     (folder / "texts.bin").write_bytes(content)
@@ -219,6 +226,35 @@ def test_share_of_nodes_that_fall_back(run_java: RunJava, tmp_path: Path) -> Non
     said = run_java("RunnerMain", "profile", tmp_path).strip()
     assert said.startswith("{CPUExecutionProvider=2, XnnpackExecutionProvider=2} ")
     assert said.endswith("XnnpackExecutionProvider=14} 0.5")
+
+
+def test_a_package_as_it_was_built(
+    run_java: RunJava, tiny_bert: Path, text_files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a build's AAR to vectors, by the manifest and the tokenizer in it; beside Python on the same session."""
+    monkeypatch.setattr(latency, "PROBES", 1)
+    out = str(tmp_path / "out")
+    report = edgeslim.build(str(tiny_bert), target="android-arm64", data=str(text_files.txt), out=out, use_cache=False)
+    with zipfile.ZipFile(report.artifact.path) as aar:
+        aar.extractall(tmp_path / "aar")
+    (folder,) = (tmp_path / "aar" / "assets" / "edgeslim").iterdir()
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    session = edgeslim.load(report.artifact.path, folder=tmp_path)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(manifest["tokenizer"]["max_length"])
+    texts = [*text_files.txt.read_text(encoding="utf-8").splitlines()[:5], "word " * 300, ""]
+    recorded, expected = [], []
+    for item in tokenizer.encode_batch(texts):
+        feed = {"input_ids": item.ids, "attention_mask": item.attention_mask, "token_type_ids": item.type_ids}
+        inputs = {one.name: np.array([feed[one.name]], np.int64) for one in session.get_inputs()}
+        (hidden,) = session.run([manifest["task"]["output"] or session.get_outputs()[0].name], inputs)
+        recorded.append((item.ids, len(item.ids), hidden))
+        expected.append(metrics.l2_normalize(metrics.mean_pool(hidden, np.ones((1, len(item.ids)))))[0])
+    assert (manifest["task"]["pooling"], manifest["task"]["normalize"]) == ("mean", True)
+    write_recording(folder, texts, recorded)
+    run_java("RunnerMain", "embed", folder)
+    np.testing.assert_allclose(vectors_of(folder).reshape(len(texts), -1), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -8,11 +8,14 @@ import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tree_sitter_swift
 from tree_sitter import Language, Node, Parser
 
+import edgeslim
+from edgeslim.checks import latency
 from edgeslim.packaging.bundle import Bundle, write_manifest
 from edgeslim.packaging.swift_files import module_name, swift_extras
 from edgeslim.packaging.tarball import write_tarball
@@ -95,6 +98,17 @@ def test_package_names_what_is_there(package: Path) -> None:
         "esz_load.h",
         "esz_token.h",
     }
+
+
+def test_build_for_ios(tiny_bert: Path, text_files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "PROBES", 1)
+    out = str(tmp_path / "out")
+    report = edgeslim.build(str(tiny_bert), target="ios-arm64", data=str(text_files.txt), out=out, use_cache=False)
+    assert not report.failed()
+    found = unpack_package(Path(report.artifact.path), tmp_path)
+    assert found.manifest.target == "ios-arm64"
+    assert {"Package.swift", "tokenizer/tokenizer.etk", "Sources/Edgeslim/Tokenizer.swift"} <= set(found.names)
+    assert '.copy("tokenizer")' in (found.folder / "Package.swift").read_text(encoding="utf-8")
 
 
 def test_package_without_a_tokenizer(tmp_path: Path) -> None:
