@@ -44,12 +44,14 @@ class LocalDevice:
     def path(self, name: str) -> str:
         """See ``Device``.
 
-        The folder's own name would change an emulated run by some instructions, so there a file that exists is named
-        by its place below the root, and what a run is to write by its name alone.
+        The folder's own name would change an emulated run by some instructions. So there a file that exists is named
+        by its place below the root, and what a run is to write by its name alone; so is everything on 32-bit machines,
+        whose ``statx`` QEMU doesn't lead below the root.
         """
         if not self.emulated:
             return str(self._folder / name)
-        return f"/{WORK}/{name}" if (self._folder / name).exists() else f"./{name}"
+        below_root = self.isa == "aarch64" and (self._folder / name).exists()
+        return f"/{WORK}/{name}" if below_root else f"./{name}"
 
     def push(self, files: Mapping[str, Path]) -> None:
         """See ``Device``."""

@@ -47,9 +47,10 @@ def configure(source: Path, build: Path, isa: Any, *definitions: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def make(build: Path) -> str:
-    """What Ninja says that it did."""
+def make(build: Path, cache: Path | None = None) -> str:
+    """What Ninja says that it did; ``cache`` is edgeslim's."""
     environment = {**os.environ, "PYTHONPATH": str(Path(edgeslim.__file__).parents[1])}
+    environment |= {} if cache is None else {"EDGESLIM_CACHE": str(cache)}
     done = subprocess.run(
         ["cmake", "--build", str(build)], capture_output=True, text=True, timeout=300, env=environment, check=False
     )
