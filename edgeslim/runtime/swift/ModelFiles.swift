@@ -27,7 +27,10 @@ struct ModelFiles {
         guard UInt64(data.count) == graph.bytes else {
             throw EdgeslimError.package("model.onnx has \(data.count) bytes, manifest.json says \(graph.bytes)")
         }
-        try data.write(to: model, options: .atomic)
+        let written = try? model.resourceValues(forKeys: [.fileSizeKey]).fileSize
+        if written != data.count {  // the folder's name is a hash of it, and it appears whole or not at all
+            try data.write(to: model, options: .atomic)
+        }
         try decode(
             package.appendingPathComponent("weights.esz"), to: folder.appendingPathComponent("weights.bin"),
             bytes: weights.bytes)
