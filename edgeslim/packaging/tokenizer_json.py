@@ -136,7 +136,7 @@ class _Reader:
         tables.flags |= CLEAN * bool(normalizer.get("clean_text")) | LOWER * lower | STRIP_ACCENTS * strip
         tables.flags |= SPACE_CHINESE * bool(normalizer.get("handle_chinese_chars"))
         tokens = self.vocabulary(model, tables)
-        if model.get("unk_token") not in tokens:
+        if not isinstance(model.get("unk_token"), str) or model["unk_token"] not in tokens:
             raise self.refusal(f"unk_token {model.get('unk_token')!r} is no token", "one of the vocabulary")
         tables.unknown = tokens[model["unk_token"]]
         most = model.get("max_input_chars_per_word", 100)
@@ -188,7 +188,7 @@ class _Reader:
             self.add(tables.words, raw, number)
         tables.flags |= FUSE_UNKNOWN * bool(model.get("fuse_unk"))
         unknown = model.get("unk_token")
-        if unknown is not None and unknown not in tokens:
+        if unknown is not None and (not isinstance(unknown, str) or unknown not in tokens):
             raise self.refusal(f"unk_token {unknown!r} is no token", "one of the vocabulary, or none")
         tables.unknown = NONE if unknown is None else tokens[unknown]
         if model.get("byte_fallback") and any(re.fullmatch("<0x[0-9A-F]{2}>", token) for token in tokens):
@@ -248,7 +248,7 @@ class _Reader:
                     raise self.refusal(f"added token {content[:80]!r} with {option}", f"{option} = false")
             tables.vocabulary_size = max(tables.vocabulary_size, number + 1)
             self.add(
-                tables.added, content.encode("utf-8", "surrogatepass"), number | (1 << 31) * bool(token["special"])
+                tables.added, content.encode("utf-8", "surrogatepass"), number | (1 << 31) * bool(token.get("special"))
             )
 
     def read_frame(self, root: Mapping[str, Any], tables: TokenizerTables) -> None:
@@ -267,7 +267,7 @@ class _Reader:
                     self._read_template(one, tables)
                 else:
                     raise self.refusal(f"a post_processor {one.get('type')!r}", "a template")
-            except (KeyError, TypeError, IndexError, ValueError) as error:
+            except (AttributeError, KeyError, TypeError, IndexError, ValueError) as error:
                 raise self.refusal("a malformed post_processor", "a template of special tokens") from error
         numbers = [*tables.front, *tables.behind]
         if max(len(tables.front), len(tables.behind)) > MAX_FRAME or not all(type(one) is int for one in numbers):

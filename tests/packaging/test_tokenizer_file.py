@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 
 from edgeslim.errors import BadInputError
 from edgeslim.packaging.tokenizer_file import pack_tokenizer, write_tokenizer
+from edgeslim.packaging.tokenizer_json import read_tokenizer_json
 from edgeslim.packaging.unicode_tables import read_unicode_tables, write_unicode_tables
 from edgeslim.runtime import C_DIR, UNICODE_TABLES
 
@@ -88,6 +89,48 @@ def test_bpe_that_is_refused(reason: str) -> None:
 def test_json_that_is_refused(text: str) -> None:
     with pytest.raises(BadInputError, match=r"tokenizer\.json"):
         pack_tokenizer(text)
+
+
+JUNK: list[Any] = [None, True, -1, 1.5, "", "x", [], [[]], {}, {"type": "ByteLevel"}, ["a", "b"], 2**40, "\ud800"]
+
+
+def places_of(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every container within, and a key or index of it."""
+    for key in list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield value, key
+        yield from places_of(value[key])
+
+
+def make_wordpiece() -> dict[str, Any]:
+    frame = {"id": "[SEP]", "ids": [1], "tokens": ["[SEP]"]}
+    single = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "[SEP]", "type_id": 0}}]
+    return {
+        "added_tokens": [{"id": 1, "content": "[SEP]", "special": True, "normalized": False}],
+        "normalizer": {"type": "BertNormalizer", "clean_text": True, "lowercase": True},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {"type": "TemplateProcessing", "single": single, "special_tokens": {"[SEP]": frame}},
+        "model": {"type": "WordPiece", "vocab": {"[UNK]": 0, "[SEP]": 1, "a": 2, "##a": 3}, "unk_token": "[UNK]"},
+    }
+
+
+@pytest.mark.parametrize("make", [make_bpe, make_wordpiece])
+def test_junk_anywhere_is_refused_or_harmless(make: Callable[[], dict[str, Any]]) -> None:
+    """Each value replaced by each kind of junk, and each taken out: a file or a reason, nothing else."""
+    refused = packed = 0
+    for number in range(len(list(places_of(make())))):
+        for junk in [*JUNK, ...]:
+            root = make()
+            container, key = list(places_of(root))[number]
+            if junk is ...:
+                del container[key]
+            else:
+                container[key] = junk
+            try:
+                read_tokenizer_json(json.dumps(root), "tokenizer.json")
+                packed += 1
+            except BadInputError:
+                refused += 1
+    assert refused > 2 * packed > 0
 
 
 def test_same_bytes_and_a_reason_in_words(tmp_path: Path) -> None:
