@@ -74,7 +74,7 @@ def zlib_coder() -> Coder:
         size = ctypes.c_ulong(len(out))
         source = ctypes.c_void_p(data.ctypes.data)
         assert library.compress2(out, ctypes.byref(size), source, ctypes.c_ulong(data.nbytes), 9) == 0
-        return out.raw[: size.value]
+        return ctypes.string_at(out, size.value)
 
     def decode(coded: bytes, out: Bytes) -> Bytes:
         size = ctypes.c_ulong(out.nbytes)
@@ -96,7 +96,7 @@ def zstd_coder(library: ctypes.CDLL, level: int) -> Coder:
         out = ctypes.create_string_buffer(library.ZSTD_compressBound(ctypes.c_size_t(data.nbytes)))
         source = ctypes.c_void_p(data.ctypes.data)
         size = library.ZSTD_compress(out, ctypes.c_size_t(len(out)), source, ctypes.c_size_t(data.nbytes), level)
-        return out.raw[:size]
+        return ctypes.string_at(out, size)
 
     def decode(coded: bytes, out: Bytes) -> Bytes:
         target = ctypes.c_void_p(out.ctypes.data)
@@ -131,7 +131,7 @@ def huff0_coder(folder: Path) -> Coder | str:
         data = whole(payload)
         out = ctypes.create_string_buffer(2 * data.nbytes + 4096)
         size = loaded.huff0_encode(out, ctypes.c_void_p(data.ctypes.data), ctypes.c_size_t(data.nbytes))
-        return out.raw[:size]
+        return ctypes.string_at(out, size)
 
     def decode(coded: bytes, out: Bytes) -> Bytes:
         assert loaded.huff0_decode(ctypes.c_void_p(out.ctypes.data), coded, ctypes.c_size_t(len(coded))) == out.nbytes

@@ -157,7 +157,7 @@ def _write(
     file.write(bytes(end))
     for segment, data, (shape, name) in zip(segments, buffers, tails, strict=True):
         encoded = _Encoded()
-        options.item_bytes = esz.dtype_bytes(segment.dtype)
+        options.item_bytes = esz.dtype_bytes(segment.dtype) or int(segment.dtype in ("uint4x2", "int4x2"))
         options.row_nibbles = _row_nibbles(segment.shape, data.nbytes)
         status = library.esz_encode_segment(data.ctypes.data, data.nbytes, ctypes.byref(options), ctypes.byref(encoded))
         if status != 0:

@@ -23,7 +23,7 @@ typedef struct {
 } esz_effort;
 
 static esz_effort esz_effort_for(const esz_kind *k) {
-    static const esz_effort dense = {128, 2}, sparse = {1024, 4}, nibbles = {1024, 3}, clusters = {4096, 12};
+    static const esz_effort dense = {128, 2}, sparse = {1024, 4}, nibbles = {1024, 3}, clusters = {16384, 16};
     if (k->alphabet == ESZ_PLAIN || k->alphabet == ESZ_MASK8) return dense;
     return k->nibble ? nibbles : k->alphabet == ESZ_JOINT ? clusters : sparse;
 }
