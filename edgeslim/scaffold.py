@@ -289,6 +289,8 @@ max_drop = {drop:g}
 # max_latency = "40ms"
 # Latency over that of the float model, both on the building host
 # max_latency_ratio = 0.8
+# Instructions of one run on an emulated machine: unjudged without --device qemu
+# max_instructions = 220_000_000
 # Memory that opening the model and running it once adds, on the building host
 # max_peak_memory = {_quote(_mb(2 * guess) if guess else "100MB")}
 

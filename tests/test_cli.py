@@ -21,6 +21,7 @@ import edgeslim
 from edgeslim import cli
 from edgeslim.core import ArtifactInfo, Finding, Report, StepRecord
 from edgeslim.errors import BadInputError, BudgetError, CheckError, EdgeslimError, MissingToolError, UsageError
+from edgeslim.recheck_device import DeviceOptions
 
 PROMISED = ("package_bytes", "latency_p50_ms", "latency_ratio", "load_ms", "peak_memory_bytes")
 
@@ -275,6 +276,7 @@ def test_options_reach_the_build(edge: Any, fake: Any) -> None:
     ended = edge(
         *("build", "own:make", "--target", "t", "--data", "d", "--task", "k", "--recipe", "r", "--max-drop", "0.02"),
         *("--max-size", "1MB", "--max-latency", "4ms", "--name", "n", "-o", "o"),
+        *("--max-instructions", "9", "--device", "qemu", "--device-samples", "3", "--device-timeout", "9s"),
     )
     assert ended.code == 0
     progress = asked.pop("progress")
@@ -288,6 +290,8 @@ def test_options_reach_the_build(edge: Any, fake: Any) -> None:
         "max_drop": 0.02,
         "max_size": "1MB",
         "max_latency": "4ms",
+        "max_instructions": 9,
+        "device": DeviceOptions(device="qemu", samples=3, timeout_s=9),
         "name": "n",
         "out": "o",
         "use_cache": True,
