@@ -244,6 +244,8 @@ name = {_quote(name)}
 {"# " if length == MAX_LENGTH else ""}max_length = {length}
 # ... and, if you like, shorter ones padded to as many
 # pad = true
+# For causal-lm: running text is read in windows of max_length tokens, which begin so many tokens apart (default: half)
+# stride = {max(1, length // 2)}
 # How many samples of a split file calibrate
 # calibration_samples = 128
 # What steps such as distill and finetune train on: a file that shares no sample with the evaluation data. So much of it
