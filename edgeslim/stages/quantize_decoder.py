@@ -7,9 +7,9 @@ blocks of a row share that step, and are entropy-coded for storage (EntQuant: ar
 log-likelihood (``edgeslim.decoders.decoder_statistics``). Integers are rounded by GPTQ with a rate term. A tied table
 is stored once and serves both its readers; what an error costs counts for both.
 
-On SmolLM2-135M, 4.3 bits came to 73.0 MB of weights and a perplexity ratio of 1.141 on 5,119 development tokens (0.34 of
-float32's time a token) while moments were not weighted by gradients: far from what rounding to blocks of 4 bits gives.
-What the weights of tokens and the limit on steps improve is not measured yet.
+On SmolLM2-135M, 4.3 bits came to 73.0 MB of weights and a perplexity ratio of 1.141 on 5,119 development tokens (0.34
+of float32's time a token) while moments were not weighted by gradients: far from what blocks of 4 bits give. What the
+weights of tokens and the limit on steps improve is not measured yet.
 
 Words that calibration gives hardly any weight keep a floor of sensitivity, since it knows too little of them.
 """
