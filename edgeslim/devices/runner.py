@@ -152,6 +152,7 @@ def run_on_device(
         if packed is not None:
             words += ["--esz", device.path(packed.name), "--weights", device.path(weights.name)]
         times = ["--outputs", device.path("out.feed"), "--rounds", str(rounds), "--warm-up", str(warm_up)]
+        times += ["--counted-clock", "1"] if device.emulated else []
         told = _run(device, [*words, *times], timeout_s)
         device.pull("out.feed", local / "out.feed")
         outputs = read_feeds(local / "out.feed", expected=len(feeds), where=device.label)
