@@ -10,8 +10,8 @@ from typing import Any
 from edgeslim.core import Context
 from edgeslim.errors import BadInputError
 from edgeslim.quantizing.unit_choice import Taker, UnitOptions, choose_kept, fit_kept
+from edgeslim.training.batching import collate
 from edgeslim.training.channels import dependent_groups
-from edgeslim.training.loop import collate
 from edgeslim.training.student import count_layers, layer_names, shrink
 from edgeslim.training.torch_model import TorchModel, changed_sizes, read_sizes
 from edgeslim.training.unit_groups import (

@@ -28,7 +28,7 @@ from edgeslim.core import Batch, Context
 from edgeslim.errors import BadInputError
 from edgeslim.quantizing.answer_gradients import task_objective
 from edgeslim.quantizing.moments import Moments
-from edgeslim.training.loop import collate
+from edgeslim.training.batching import collate
 from edgeslim.training.objectives import label_loss
 from edgeslim.training.torch_model import TorchModel
 from edgeslim.training.unit_groups import Part
