@@ -105,7 +105,7 @@ static esz_status check_entry(esz_segment *s) {
     uint32_t data = s->directory_bytes;
     if (s->alphabet > ESZ_JOINT || !(ESZ_ALPHABETS & bit)) return ESZ_E_ALPHABET;
     if (n > ESZ_MAX_SEGMENT_BYTES || s->flags > (ESZ_COMPACT | ESZ_NIBBLE) || (nibble && !(bit & SPARSE)) ||
-        s->fill > most_fill || s->cap_log2 < least_cap || s->cap_log2 > least_cap + (least_cap != 0) * 3 ||
+        s->fill > most_fill || s->cap_log2 < least_cap || s->cap_log2 > least_cap + (least_cap ? 3u : 0u) ||
         s->book_log2 > most_log2 || (planes && s->book_log2 == 0) || (n & ((1u << s->book_log2) - 1)) != 0 ||
         (s->row_items != 0 && (compact || !(bit & WITH_ROWS))))
         return ESZ_E_INDEX;

@@ -453,7 +453,7 @@ edgeslim_status edgeslim_encode(const edgeslim_model *m, const char *text, size_
     if (m->tokenizer_file == NULL)
         return failed(error, EDGESLIM_INPUT, "the package has no tokenizer for devices: give token ids");
     if (room > m->max_tokens) room = m->max_tokens;
-    encoded = esz_token_encode(&m->tokenizer, text, bytes, ESZ_TOKEN_LITERAL, ids, room, count, NULL);
+    encoded = esz_token_encode(&m->tokenizer, text, bytes, 0, ids, room, count, NULL);
     if (encoded == ESZ_TOKEN_OK) return EDGESLIM_OK;
     return encoded == ESZ_TOKEN_MEMORY ? failed(error, EDGESLIM_MEMORY, "no memory for a very long word")
                                        : failed(error, EDGESLIM_INPUT, "no room for the text's tokens");
