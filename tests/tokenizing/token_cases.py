@@ -13,15 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from texts import damage_bytes, make_texts, read_lines
+from texts import damage_bytes, make_texts, minilm_folder, read_sentences
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.normalizers import BertNormalizer
 
 from edgeslim.packaging.tokenizer_file import pack_tokenizer
 
-ROOT = Path(__file__).parents[2]
-CLASSIFIER = ROOT / "samples" / "text-classification" / "data" / "model" / "tokenizer.json"
-DATA = ROOT / "samples" / "sentence-embedding" / "data"
 ADDED = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 STEPS: dict[str, dict[str, bool | None]] = {
     "uncased": {"clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True},
@@ -69,8 +66,8 @@ def make_case(name: str, reference: Tokenizer) -> Case:
 
 
 @cache
-def make_classifier() -> Case:
-    return make_case("classifier", Tokenizer.from_file(str(CLASSIFIER)))
+def make_minilm() -> Case:
+    return make_case("minilm", Tokenizer.from_file(str(minilm_folder() / "tokenizer.json")))
 
 
 @cache
@@ -109,7 +106,7 @@ def make_bpe(kind: str) -> Case:
     trainer = trainers.BpeTrainer(
         vocab_size=3000, special_tokens=list(ADDED), initial_alphabet=alphabet, show_progress=False
     )
-    lines = [line for name in ("calibration-large.txt", "evaluation.txt") for line in read_lines(DATA / name)]
+    lines = [*read_sentences("calibration-large.txt"), *read_sentences("evaluation.txt")]
     tokenizer.train_from_iterator(lines, trainer)
     root: dict[str, Any] = json.loads(tokenizer.to_str())
     byte_level = root["pre_tokenizer"]
