@@ -165,7 +165,7 @@ def test_fuzzer_finds_nothing(tmp_path: Path) -> None:
     (tmp_path / "seeds").mkdir()
     for path in GOLDEN.glob("*.esz"):
         shutil.copy(path, tmp_path / "seeds")
-    # The limit is ASan's: libFuzzer's own takes the peak, which a process inherits from a large parent such as this one.
+    # libFuzzer's own limit takes the peak, which a process inherits from a large parent such as this one.
     limits, environment = ("-rss_limit_mb=0", "-malloc_limit_mb=1024"), {"ASAN_OPTIONS": "hard_rss_limit_mb=1024"}
     command = [program, "-max_total_time=30", "-max_len=131072", *limits, "corpus", "seeds"]
     done = subprocess.run(

@@ -48,10 +48,11 @@ def write_seeds(folder: Path) -> None:
 
 
 def run_fuzzer(program: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    # libFuzzer's own limit takes the peak, which a process inherits from a large parent such as this one; ASan's doesn't.
+    # libFuzzer's own limit takes the peak, which a process inherits from a large parent such as this one.
+    environment = {**os.environ, "ASAN_OPTIONS": "hard_rss_limit_mb=1024"}
     return subprocess.run(
         [program, "-max_len=70000", "-rss_limit_mb=0", "-malloc_limit_mb=1024", "-seed=1", *arguments],
-        cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, "ASAN_OPTIONS": "hard_rss_limit_mb=1024"},
+        cwd=folder, capture_output=True, text=True, check=False, env=environment,
     )  # fmt: skip
 
 
