@@ -150,7 +150,7 @@ NETS = (
         name="LeNet-5", make=LeNet5, dense_epochs=3,
         parts=(
             Part(layers="front.*", sparsity=0.77, prune_epochs=2, cluster_bits=3, cluster_epochs=1),
-            Part(layers="*", trained="back", sparsity=0.975, prune_epochs=20, cluster_bits=3, cluster_epochs=3),
+            Part(layers="*", trained="back", sparsity=0.976, prune_epochs=20, cluster_bits=3, cluster_epochs=3),
         ),
         paper_ratio=39, paper_error=0.74, mark_ratio=100, mark_error=0.80,
     ),
