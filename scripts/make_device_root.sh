@@ -9,8 +9,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work"/etc/{apt.conf.d,preferences.d} "$work"/lib/lists/partial "$work"/archives/partial "$work/root"
 : >"$work/status"
-mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Codename: bookworm' 2>/dev/null | sort -u | grep -v security | head -n 1)
-mirror=${mirror:-http://deb.debian.org/debian}
+mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Codename: bookworm' 2>/dev/null | sort -u | grep -v security | head -n 1 || true)
+[ -n "$mirror" ] || { echo "this host's apt has no source of Debian bookworm, where the packages are from" >&2; exit 1; }
 for suite in bookworm bookworm-backports; do
   echo "deb [arch=arm64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${mirror%/} $suite main"
 done >"$work/sources.list"

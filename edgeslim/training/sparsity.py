@@ -87,8 +87,9 @@ class LearnedSparsity(KeepMasks):
         """Moves weights towards zero, where the loss doesn't do so already."""
 
     def reached(self, parameters: Mapping[str, Tensor]) -> float:
-        """The sparsity now."""
-        raise NotImplementedError
+        """The sparsity now: the share of weights that are zero."""
+        zeros = sum(int((value == 0).sum()) for value in parameters.values())
+        return zeros / sum(value.numel() for value in parameters.values())
 
     def importance(self, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """What masks are chosen by; the smallest go."""
@@ -147,11 +148,6 @@ class ProximalL1(LearnedSparsity):
             state = self._optimizer.state[parameter]
             scale = (state["exp_avg_sq"] / (1 - beta ** state["step"])).sqrt() + epsilon
             parameter.copy_(soft_threshold(parameter, learning_rate * self.strength / scale))
-
-    def reached(self, parameters: Mapping[str, Tensor]) -> float:
-        """The share of weights that are zero."""
-        zeros = sum(int((value == 0).sum()) for value in parameters.values())
-        return zeros / sum(value.numel() for value in parameters.values())
 
 
 class Gates(LearnedSparsity, nn.Module):

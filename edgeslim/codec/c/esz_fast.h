@@ -58,20 +58,8 @@ ESZ_INLINE uint32_t esz_lane_joint(esz_lane *l, const uint32_t *table, unsigned 
     return e;
 }
 
-/* Gives the lane's position to the careful reader; 0 if it lies behind the stream's end. */
 ESZ_INLINE int esz_lane_end(const esz_lane *l, esz_reader *r) {
-    unsigned used = (unsigned)__builtin_clzll(l->b);
-    const uint8_t *p = l->p + (used >> 3);
-    used &= 7;
-    if (p > r->end || (p == r->end && used != 0)) return 0;
-    r->p = p;
-    r->bits = 0;
-    r->held = 0;
-    if (used != 0) {
-        r->bits = (esz_word)(*r->p++ >> used);
-        r->held = 8 - used;
-    }
-    return 1;
+    return esz_reader_take(r, l->p, (unsigned)__builtin_clzll(l->b));
 }
 
 /* How many steps of at most `step` bytes fit between `p` and `last`. */

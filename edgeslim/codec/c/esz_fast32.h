@@ -39,20 +39,8 @@ ESZ_INLINE32 uint8_t esz_lane32_next(esz_lane32 *l, const uint16_t *table, unsig
     return (uint8_t)(e >> 8);
 }
 
-/* Gives the lane's position to the careful reader; 0 if it lies behind the stream's end. */
 ESZ_INLINE32 int esz_lane32_end(const esz_lane32 *l, esz_reader *r) {
-    unsigned used = (unsigned)__builtin_clz(l->b);
-    const uint8_t *p = l->p + (used >> 3);
-    used &= 7;
-    if (p > r->end || (p == r->end && used != 0)) return 0;
-    r->p = p;
-    r->bits = 0;
-    r->held = 0;
-    if (used != 0) {
-        r->bits = (esz_word)(*r->p++ >> used);
-        r->held = 8 - used;
-    }
-    return 1;
+    return esz_reader_take(r, l->p, (unsigned)__builtin_clz(l->b));
 }
 
 /* Eight items of two lanes; `pairs`: two between refills. */

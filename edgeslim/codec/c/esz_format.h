@@ -1,4 +1,4 @@
-/* Constants of the ESZ container, version 1. The encoder and the decoder share this file and nothing else.
+/* Constants of the ESZ container, version 1, and the order of a code's bits. The encoder and the decoder share this file and nothing else.
  * The byte-level description is FORMAT.md, one folder up.
  *
  * SPDX-License-Identifier: Apache-2.0 */
@@ -61,5 +61,14 @@
 #define ESZ_MAX_CODE_BITS 11u
 #define ESZ_JOINT_RUNS 8u  /* symbols of JOINT that stand for a run of fill values */
 #define ESZ_MAX_PAIR_BITS 6u /* code length limit of PAIR's table */
+
+/* The low `length` bits (1 to 16) in reverse order: the form in which a stream holds a code. */
+static inline uint32_t esz_reversed_bits(uint32_t code, unsigned length) {
+    code = (code >> 1 & 0x5555u) | (code & 0x5555u) << 1;
+    code = (code >> 2 & 0x3333u) | (code & 0x3333u) << 2;
+    code = (code >> 4 & 0x0F0Fu) | (code & 0x0F0Fu) << 4;
+    code = (code >> 8 | code << 8) & 0xFFFFu;
+    return code >> (16 - length);
+}
 
 #endif

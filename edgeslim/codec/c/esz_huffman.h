@@ -137,15 +137,8 @@ static void esz_assign_codes(const esz_codebook *b, uint32_t *entry) {
     }
     memset(entry, 0, 256 * sizeof *entry);
     for (symbol = 0; symbol < b->symbols && b->used > 1; symbol++) {
-        unsigned r;
         length = b->length[symbol];
-        if (length == 0) continue;
-        r = next[length]++;
-        r = (r >> 1 & 0x5555u) | (r & 0x5555u) << 1; /* turns 16 bits round */
-        r = (r >> 2 & 0x3333u) | (r & 0x3333u) << 2;
-        r = (r >> 4 & 0x0F0Fu) | (r & 0x0F0Fu) << 4;
-        r = (r >> 8 | r << 8) & 0xFFFFu;
-        entry[symbol] = r >> (16 - length) | length << 16;
+        if (length != 0) entry[symbol] = esz_reversed_bits(next[length]++, length) | length << 16;
     }
 }
 

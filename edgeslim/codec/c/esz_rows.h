@@ -109,29 +109,21 @@ static int esz_list_rows(esz_row_list *list, const uint8_t *d, size_t items, con
     return 1;
 }
 
-static uint64_t esz_paid(const uint16_t *t, const uint16_t *end, const uint64_t *price) {
-    uint64_t paid[4] = {0, 0, 0, 0};
-    for (; end - t >= 4; t += 4) {
-        paid[0] += price[t[0]];
-        paid[1] += price[t[1]];
-        paid[2] += price[t[2]];
-        paid[3] += price[t[3]];
+/* What the tokens from `t` to `end` cost; four sums, so that they do not wait for each other. */
+#define ESZ_PAID(name, type)                                                          \
+    static uint64_t name(const type *t, const type *end, const uint64_t *price) {     \
+        uint64_t paid[4] = {0, 0, 0, 0};                                              \
+        for (; end - t >= 4; t += 4) {                                                \
+            paid[0] += price[t[0]];                                                   \
+            paid[1] += price[t[1]];                                                   \
+            paid[2] += price[t[2]];                                                   \
+            paid[3] += price[t[3]];                                                   \
+        }                                                                             \
+        for (; t < end; t++) paid[0] += price[*t];                                    \
+        return paid[0] + paid[1] + paid[2] + paid[3];                                 \
     }
-    for (; t < end; t++) paid[0] += price[*t];
-    return paid[0] + paid[1] + paid[2] + paid[3];
-}
-
-static uint64_t esz_bytes_paid(const uint8_t *t, const uint8_t *end, const uint64_t *price) {
-    uint64_t paid[4] = {0, 0, 0, 0};
-    for (; end - t >= 4; t += 4) {
-        paid[0] += price[t[0]];
-        paid[1] += price[t[1]];
-        paid[2] += price[t[2]];
-        paid[3] += price[t[3]];
-    }
-    for (; t < end; t++) paid[0] += price[*t];
-    return paid[0] + paid[1] + paid[2] + paid[3];
-}
+ESZ_PAID(esz_paid, uint16_t)
+ESZ_PAID(esz_bytes_paid, uint8_t)
 
 static const uint16_t *esz_row_token(const esz_row_list *l, size_t i, size_t end) {
     return l->token + l->begin[l->each * i + end];

@@ -128,6 +128,21 @@ typedef struct {
     unsigned held;
 } esz_reader;
 
+/* Goes to where a fast lane stands, `used` bits behind `p`; 0 if that lies behind the stream's end. */
+static inline int esz_reader_take(esz_reader *r, const uint8_t *p, unsigned used) {
+    p += used >> 3;
+    used &= 7;
+    if (p > r->end || (p == r->end && used != 0)) return 0;
+    r->p = p;
+    r->bits = 0;
+    r->held = 0;
+    if (used != 0) {
+        r->bits = (esz_word)(*r->p++ >> used);
+        r->held = 8 - used;
+    }
+    return 1;
+}
+
 static void esz_refill(esz_reader *r) {
     while (r->held <= ESZ_WORD_BITS - 8 && r->p < r->end) {
         r->bits |= (esz_word)*r->p++ << r->held;
@@ -160,15 +175,8 @@ static void esz_reversed_codes(const esz_lengths *l, uint16_t *reversed) {
     next[1] = 0;
     for (length = 1; length <= ESZ_MAX_CODE_BITS; length++) next[length + 1] = (next[length] + l->count[length]) << 1;
     for (symbol = 0; symbol < l->symbols; symbol++) {
-        unsigned r;
         length = l->length[symbol];
-        if (length == 0) continue;
-        r = next[length]++;
-        r = (r >> 1 & 0x5555u) | (r & 0x5555u) << 1; /* turns 16 bits round */
-        r = (r >> 2 & 0x3333u) | (r & 0x3333u) << 2;
-        r = (r >> 4 & 0x0F0Fu) | (r & 0x0F0Fu) << 4;
-        r = (r >> 8 | r << 8) & 0xFFFFu;
-        reversed[symbol] = (uint16_t)(r >> (16 - length));
+        if (length != 0) reversed[symbol] = (uint16_t)esz_reversed_bits(next[length]++, length);
     }
 }
 
