@@ -1,4 +1,4 @@
-"""The command line: its words, exit codes and streams. The builds themselves are ``test_pipeline``'s."""
+"""The command line: its words, exit codes and streams. The builds themselves are in ``builds``."""
 
 from __future__ import annotations
 
