@@ -27,7 +27,7 @@ if(NOT IS_DIRECTORY "${_edgeslim_folders}") # where edgeslim itself is installed
   set(_edgeslim_folders "${_edgeslim_root}/runtime/c" "${_edgeslim_root}/codec/c")
 endif()
 set(_edgeslim_sources)
-foreach(_edgeslim_name IN ITEMS edgeslim.c esz_load.c esz.c esz_token.c)
+foreach(_edgeslim_name IN ITEMS edgeslim.c edgeslim_open.c esz_load.c esz.c esz_token.c)
   foreach(_edgeslim_folder IN LISTS _edgeslim_folders)
     if(EXISTS "${_edgeslim_folder}/${_edgeslim_name}")
       list(APPEND _edgeslim_sources "${_edgeslim_folder}/${_edgeslim_name}")

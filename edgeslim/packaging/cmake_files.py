@@ -22,7 +22,7 @@ __all__ = ["CMAKE_DIR", "cmake_extras", "find_sources", "loader_sources"]
 
 CMAKE_DIR = Path(__file__).parent.parent / "cmake"
 """``EdgeslimConfig.cmake``, which ``edgeslim cmake-dir`` tells a project of."""
-_COMPILED = ("edgeslim.c", "esz_load.c", "esz.c", "esz_token.c")
+_COMPILED = ("edgeslim.c", "edgeslim_open.c", "esz_load.c", "esz.c", "esz_token.c")
 
 
 def cmake_extras(name: str, target: str, scratch: Path) -> tuple[tuple[str, Path], ...]:

@@ -13,8 +13,8 @@
  * The package's sizes are compared with its manifest, the weights with their hashes, before the runtime sees a byte.
  * That finds accidents, not forgery: whoever needs more verifies the archive's signature before unpacking it.
  *
- * A model may be run by one thread at a time. Compile with edgeslim.c, esz_load.c, esz_token.c and esz.c, against the header of ONNX
- * Runtime 1.18 or newer, and link that library.
+ * A model may be run by one thread at a time. Compile with edgeslim.c, edgeslim_open.c, esz_load.c, esz_token.c and esz.c,
+ * against the header of ONNX Runtime 1.18 or newer, and link that library.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef EDGESLIM_H

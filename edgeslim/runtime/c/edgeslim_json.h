@@ -1,7 +1,7 @@
 /* Just enough JSON to read a manifest in place: values are found by their path, nothing is allocated.
  *
  * A value is the text from `at` to `end`. Everything is bounded by the text and by a depth; malformed text is "no such
- * value". Part of edgeslim.c.
+ * value". Part of edgeslim_open.c and edgeslim_chat.c.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef EDGESLIM_JSON_H
