@@ -204,7 +204,7 @@ class Bench:
         made = graph.parent / "made.json"
         if made.is_file():
             row["build_seconds"] = json.loads(made.read_text(encoding="utf-8"))["seconds"]
-        kept.parent.mkdir(exist_ok=True)
+        kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(row), encoding="utf-8")
         return row
 

@@ -82,7 +82,7 @@ def run_stages(
     if plan.recipe.torch:
         folder = _run_torch_stages(reference, plan, context, steps, cache)
     for named in plan.recipe.graph:
-        folder = _run_graph_stage(named, folder, reference, plan, context, steps)
+        folder = _run_graph_stage(named, folder, reference, plan, context, steps, cache)
         if (folder / TOKENIZER).is_dir():
             tokenizer = folder / TOKENIZER
             calibration = retokenize(reference, plan, tokenizer).calibration
@@ -117,14 +117,22 @@ def assist_build(plan: Plan, cache: Cache | None) -> None:
 
 
 def _run_graph_stage(
-    named: NamedStage, before: Path, reference: Reference, plan: Plan, context: Context, steps: Steps
+    named: NamedStage,
+    before: Path,
+    reference: Reference,
+    plan: Plan,
+    context: Context,
+    steps: Steps,
+    cache: Cache | None,
 ) -> Path:
     """The folder of the graph after one stage; a tokenizer that it made lies beside the graph."""
     known = steps.records[-1].after
+    if getattr(named.stage, "trains", False):
+        context = replace(context, training=training_samples(reference, plan))
 
     def make(folder: Path, scratch: Path) -> StepFacts:
         model = graph.load_graph(before / graph.MODEL_NAME)
-        result = named.stage.run(model, replace(context, work_dir=scratch))
+        result = named.stage.run(model, replace(context, work_dir=scratch, checkpoints=checkpoints))
         graph.save_graph(result.model, folder)
         calibration = None
         if result.tokenizer is not None:
@@ -150,8 +158,13 @@ def _run_graph_stage(
         context.goal_bytes,
         {str(path): hash_file(path) for path in recipe_files(plan) if path.is_file()},
         {name: hash_file(path) for name, path in tokenizer_extras(context.tokenizer)},
+        hash_training(context.training),
     )
-    return steps.run(named.name, inputs, make)
+    checkpoints = None if cache is None else cache.checkpoints(steps.key(named.name, inputs))
+    folder = steps.run(named.name, inputs, make)
+    if checkpoints is not None:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return folder
 
 
 def _run_torch_stages(reference: Reference, plan: Plan, context: Context, steps: Steps, cache: Cache | None) -> Path:

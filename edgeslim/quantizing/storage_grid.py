@@ -20,19 +20,24 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgeslim import codec
-from edgeslim.algorithms.allocation import GridTensor, find_delta, predict_bytes
-from edgeslim.algorithms.gptq import factor_inverse
-from edgeslim.algorithms.rate import coded_bytes
-from edgeslim.core import Context, Progress
-from edgeslim.errors import BadInputError, BudgetError
-from edgeslim.graphs.graph import INLINE_BYTES, WEIGHTS_NAME, save_graph, weight_spans
+from edgeslim.algorithms.allocation import GridTensor, Rounded, find_delta, predict_bytes
+from edgeslim.algorithms.rate import LEVELS, coded_bytes
+from edgeslim.core import Progress
+from edgeslim.errors import BudgetError
+from edgeslim.graphs.graph import INLINE_BYTES, WEIGHTS_NAME, constant_array, save_graph, weight_spans
 from edgeslim.graphs.int8_forms import Linear, Table
 from edgeslim.numerics import quantize_weight
 from edgeslim.packaging.archive import deflated_bytes
-from edgeslim.quantizing.answer_gradients import Sensitivity, measure_sensitivity, row_frequencies
-from edgeslim.torch_graph import TorchGraph
 
-__all__ = ["StorageFit", "StorageGoal", "encode_weights", "fit_storage", "packed_size", "plain_bytes"]
+__all__ = [
+    "StorageGoal",
+    "encode_weights",
+    "fit_storage",
+    "packed_size",
+    "plain_bytes",
+    "read_rounded",
+    "write_learned",
+]
 
 MIN_BITS = 1.25
 """Below so many bits a weight nothing that is predicted to second order means anything."""
@@ -40,7 +45,9 @@ ATTEMPTS = 3
 AIM = 0.998
 NEAR = 0.003
 """Bits a weight that are off by no more than this share are what was asked for."""
-TINY = 1e-30
+ROUNDING = 0.05
+"""How far above a half the point may move where learned weights are rounded up."""
+HALVINGS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,91 +97,6 @@ def plain_bytes(model: ir.Model, linears: Sequence[Linear], tables: Sequence[Tab
     constants = [value.const_value for value in used if value.const_value is not None]
     rest = sum(constant.nbytes for constant in constants) - sum(weight.nbytes for weight, _ in weights)
     return max(rest, 0) + coded_bytes(*(quantize_weight(weight, axis=axis).values for weight, axis in weights))
-
-
-class StorageFit:
-    """Collects what the choice of steps needs while a graph is quantized, and then makes the choice."""
-
-    def __init__(self, goal: StorageGoal, context: Context, *, strength: float, samples: int, frequency: float) -> None:
-        self._goal = goal
-        self._context = context
-        self._strength = strength
-        self._samples = samples
-        self._frequency = frequency
-        self._sensitivity: Sensitivity | None = None
-        self._tensors: list[GridTensor] = []
-
-    def measure(
-        self, model: ir.Model, linears: Sequence[Linear], tables: Sequence[Table], skipped: dict[str, str]
-    ) -> None:
-        """Measures gradients of the float ``model``; where it can't be differentiated, ``skipped`` says why."""
-        given = {_name(table.node.outputs[0]): (_name(table.node.inputs[1]), len(table.weight)) for table in tables}
-        values = [_name(linear.output) for linear in linears]
-        try:
-            self._sensitivity = measure_sensitivity(
-                TorchGraph(model),
-                self._context.calibration,
-                self._context.task,
-                values,
-                given,
-                samples=self._samples,
-                seed=self._context.seed,
-                progress=self._context.progress,
-            )
-        except BadInputError as error:
-            skipped["gradients"] = f"steps are chosen by each layer's own error: {error.where}: {error.got}"
-        self._tensors += [self._table(table, _name(table.node.outputs[0])) for table in tables]
-
-    def add_linear(
-        self, linear: Linear, weight: npt.NDArray[np.float32], upper: npt.NDArray[np.float64], *, samples: int
-    ) -> None:
-        """Adds a layer: its weight as it will be rounded, and ``factor_inverse`` of its inputs' Hessian.
-
-        The Hessian is a sum over ``samples``.
-        """
-        found = self._sensitivity
-        if found is None:
-            energy = float(np.square(np.linalg.solve(upper.T, weight)).sum())
-            gradients = np.full(weight.shape[1], 1 / max(energy, TINY))
-        else:
-            output = _name(linear.output)
-            gradients = found.channels[output] / max(found.tokens[output] * samples, 1)
-        self._tensors.append(GridTensor(name=linear.name, weight=weight, upper=upper, gradients=gradients))
-
-    def apply(self, model: ir.Model) -> Mapping[str, float]:
-        """Moves the weights of ``model``, which is quantized by now; metrics as ``fit_storage`` gives them."""
-        context = self._context
-        return fit_storage(
-            model,
-            self._tensors,
-            self._goal,
-            strength=self._strength,
-            folder=context.work_dir / "storage",
-            progress=context.progress,
-        )
-
-    def _table(self, table: Table, output: str) -> GridTensor:
-        found = self._sensitivity
-        if found is None:
-            upper = np.eye(table.weight.shape[1])
-            energy = float(np.square(table.weight, dtype=np.float64).sum())
-            gradients = np.full(len(table.weight), 1 / max(energy, TINY))
-        else:
-            lookup, tokens = found.lookups[output], found.tokens[output]
-            upper = factor_inverse(lookup.covariance / max(tokens, 1))
-            gradients = row_frequencies(lookup.counts, self._frequency) * tokens / max(found.samples, 1)
-        return GridTensor(
-            name=table.name,
-            weight=np.ascontiguousarray(table.weight.T),
-            upper=upper,
-            gradients=gradients,
-            stored_by_column=True,
-        )
-
-
-def _name(value: ir.Value | None) -> str:
-    """A value's name, empty if it has none."""
-    return (value.name if value is not None else None) or ""
 
 
 def fit_storage(
@@ -238,6 +160,57 @@ def write_rounded(model: ir.Model, tensor: GridTensor, delta: float, strength: f
     steps = rounded.steps.reshape(-1, 1) if tensor.stored_by_column else rounded.steps
     for name, array in ((values, tensor.stored(rounded)), (scales, steps)):
         model.graph.initializers[name].const_value = ir.tensor(array, name=name)
+
+
+def read_rounded(model: ir.Model, tensor: GridTensor) -> Rounded:
+    """The integers and scales of ``tensor`` as ``model`` has them."""
+    values, scales = (constant_array(model.graph.initializers[name]) for name in _names(tensor))
+    assert values is not None
+    assert scales is not None
+    return Rounded(values=values.T if tensor.stored_by_column else values, steps=scales.reshape(-1))
+
+
+def write_learned(
+    model: ir.Model,
+    tensors: Sequence[GridTensor],
+    latents: Mapping[str, npt.NDArray[np.float32]],
+    *,
+    most: int,
+    folder: Path,
+) -> int | None:
+    """Puts the integers nearest to ``latents``, by tensor, into ``model``, whose container may have ``most`` bytes.
+
+    Latents are laid out as the file holds the weights. Where the integers take more bytes than they may, magnitudes are
+    rounded up a little later than from a half, which moves weights that are nearly as far from one integer as from the
+    other. Returns the bytes of the container, or ``None`` if that isn't enough: then the model is as it was.
+    """
+    rest = packed_size(model, folder / "rounded").weights - _written_bytes(model, tensors)
+    steps = coded_bytes(*(read_rounded(model, tensor).steps for tensor in tensors))
+
+    def integers(offset: float) -> list[npt.NDArray[np.int8]]:
+        return [_round_from(latents[tensor.name], offset) for tensor in tensors]
+
+    def fits(offset: float) -> bool:
+        return rest + steps + coded_bytes(*integers(offset)) <= most
+
+    low, high = 0.0, ROUNDING
+    if fits(low):
+        high = low
+    elif not fits(high):
+        return None
+    for _ in range(HALVINGS if high else 0):
+        middle = (low + high) / 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    for tensor, values in zip(tensors, integers(high), strict=True):
+        name, _ = _names(tensor)
+        model.graph.initializers[name].const_value = ir.tensor(values, name=name)
+    return packed_size(model, folder / "learned").weights
+
+
+def _round_from(latent: npt.NDArray[np.float32], offset: float) -> npt.NDArray[np.int8]:
+    """Magnitudes rounded up from a half plus ``offset``."""
+    magnitude = np.floor(np.abs(latent) + np.float32(0.5 - offset))
+    return np.asarray(np.copysign(np.minimum(magnitude, LEVELS), latent), np.int8)
 
 
 def _names(tensor: GridTensor) -> tuple[str, str]:

@@ -28,6 +28,9 @@ still int8 for the kernels, with steps such that the entropy-coded file gets tha
 (``edgeslim.algorithms.allocation``, ``edgeslim.quantizing.storage_grid``). Steps are chosen by gradients of the model's
 answer.
 
+``distill_steps`` then trains the rounded weights on with their grids simulated, at the same size, to answer as the
+float graph does (``edgeslim.quantizing.grid_training``).
+
 Methods: Jacob et al. 2018, arXiv 1712.05877; Xiao et al. 2022, arXiv 2211.10438, and Yao et al. 2022, arXiv 2206.01861
 (``edgeslim.algorithms.smoothing``); Frantar et al. 2022, arXiv 2210.17323 (``edgeslim.algorithms.gptq``); ranges from
 distributions as in ``edgeslim.numerics``.
@@ -59,10 +62,12 @@ from edgeslim.numerics import (
     quantization_error,
     quantize_weight,
 )
+from edgeslim.quantizing.grid_training import GridTrainingOptions
 from edgeslim.quantizing.int8_inputs import InputQuantizer, fold_smoothing
 from edgeslim.quantizing.int8_sites import SiteFinder
 from edgeslim.quantizing.observation import Observed, input_hessian
-from edgeslim.quantizing.storage_grid import StorageFit, StorageGoal, plain_bytes
+from edgeslim.quantizing.storage_fit import StorageFit
+from edgeslim.quantizing.storage_grid import StorageGoal, plain_bytes
 
 __all__ = ["QuantizeInt8"]
 
@@ -71,7 +76,7 @@ NEARLY = 0.995
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeInt8:
+class QuantizeInt8(GridTrainingOptions):
     """Static int8. ``keep_float`` are patterns of node names (``*`` allowed) that are left alone.
 
     ``method`` chooses activation ranges: from their distribution (``minmax``, ``percentile``, ``entropy``, ``mse``), or
@@ -90,6 +95,10 @@ class QuantizeInt8:
     1 is their exchange in theory, and 0, GPTQ alone, was best on a sentence encoder. ``gradient_samples`` of the
     calibration data say how sensitive each channel is. ``token_frequency`` is the power of a token's share of the
     calibration data that counts for its row of an embedding table: 1 for texts like these, 0 to make all rows alike.
+
+    ``distill_steps`` of training take their samples from ``[data] training``, whose labels aren't needed, or else from
+    the calibration data. ``distill_rate`` is in steps of each weight's grid, and ``distill_hidden`` weighs what layers
+    take against the answer. What is no better on validation samples afterwards isn't kept.
     """
 
     level: ClassVar[Literal["torch", "graph"]] = "graph"
@@ -117,6 +126,7 @@ class QuantizeInt8:
     token_frequency: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 50 < self.percentile <= 100:
             raise ValueError(f"percentile: {self.percentile}, expected more than 50 and at most 100")
         if self.min_elements < 1:
@@ -199,7 +209,7 @@ class QuantizeInt8:
             "heads_in_place": float(heads),
             "per_token_inputs": float(sum(site.per_token for site in sites.values())),
             "calibration_samples": float(sum(batch.rows for batch in ctx.calibration)),
-            **({} if fit is None else fit.apply(model)),
+            **({} if fit is None else fit.apply(model, skipped)),
         }
         return StepResult(
             model=model, changed=len(linears) + len(convs) + len(tables), skipped=skipped, metrics=metrics
@@ -250,7 +260,7 @@ class QuantizeInt8:
             if name in hessians:  # the first of those that share this input
                 factor = factor_inverse(hessians.pop(name)())
             if fit is not None and factor is not None:
-                fit.add_linear(linear, _smoothed(linear, sites[name]), factor, samples=samples)
+                fit.add_linear(linear, _smoothed(linear, sites[name]), factor, sites[name], samples=samples)
             rounded = self._round(linear, sites[name], factor if self.rounding == "gptq" else None)
             writer.write_linear(linear, rounded, sites[name])
 
@@ -270,6 +280,7 @@ class QuantizeInt8:
             strength=self.rate_strength,
             samples=self.gradient_samples,
             frequency=self.token_frequency,
+            training=self,
         )
         fit.measure(model, linears, tables, skipped)
         return fit

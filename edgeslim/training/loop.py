@@ -27,14 +27,14 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
-from edgeslim.core import Batch, Context
+from edgeslim.core import Batch, Context, TrainingData
 from edgeslim.errors import BadInputError, CheckError
 from edgeslim.training.batching import Order, collate, sample_length
 from edgeslim.training.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from edgeslim.training.data import hash_training
 from edgeslim.training.hooks import Hook
 
-__all__ = ["LoopOptions", "TrainingResult", "train"]
+__all__ = ["LoopOptions", "TrainingResult", "mean_loss", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +193,13 @@ def train(
         best_step=progress.best_step,
         resumed_at=resumed,
     )
+
+
+@torch.no_grad()
+def mean_loss(objective: nn.Module, data: TrainingData, options: LoopOptions) -> float:
+    """The mean loss over the validation samples, as ``train`` has it; in one process, on the CPU."""
+    accelerator = Accelerator(cpu=True)
+    return _validate(accelerator, objective, data.validation, data.padding, options)
 
 
 def _make_optimizer(objective: nn.Module, options: LoopOptions) -> torch.optim.Optimizer:
