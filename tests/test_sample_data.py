@@ -23,6 +23,7 @@ ROWS = {
     "products.jsonl": 999,
     "test.jsonl": 1000,
     "train.jsonl": 8000,
+    "unlabelled.txt": 10720,
 }
 
 

@@ -18,6 +18,8 @@ calibration-large.txt   film 3000:3550, mix 450:900         calibration
 test.jsonl              film 2000:3000                      the accuracy of the text classification
 train.jsonl             film 0:2000, 4250: (8,000 of them)  training it
 products.jsonl          product 300:1300                    its accuracy outside of what it was trained on
+unlabelled.txt          product 1300:, editorials and       training on text alone
+                        tweets 300:
 ======================  ==================================  =======================================================
 
 No text is in two of these files. They are written only when they aren't there yet, and each by a rename.
@@ -57,6 +59,7 @@ FILES_SHA256 = {
     "products.jsonl": "99a0897cfcf740a0bba9653a26614ee61762e4a486b771cd113d2962bd24c9dd",
     "test.jsonl": "23cc6076621144e82309e4f4b1c4320d54ceb63ef4b9d14926e63434bdfcf063",
     "train.jsonl": "988bbd625db3299e47a68ac471485c18720904f49e786d925ec47327bfb7a586",
+    "unlabelled.txt": "b458bc3d485009392763dcf9f5765d515ea15755445d03e2081c1ef7ea11fa3c",
 }
 
 Snippet = tuple[str, int]
@@ -138,6 +141,9 @@ def _select(snippets: dict[str, list[Snippet]]) -> dict[str, bytes]:
     large = _leave_out(film[3000:3550] + mix[450:900], calibration + evaluation + test)
     train = _leave_out(film[0:2000] + film[4250:], calibration + evaluation + test + large)[:8000]
     products = _leave_out(rest[OTHERS[0]][:1000], calibration + evaluation + test + large + train)
+    others = rest[OTHERS[0]][1000:] + rest[OTHERS[1]] + rest[OTHERS[2]]
+    generator.shuffle(others)
+    unlabelled = _leave_out(others, calibration + evaluation + test + large + train + products)
     return {
         "calibration.txt": _as_lines(text for text, _ in calibration),
         "calibration-large.txt": _as_lines(text for text, _ in large),
@@ -145,18 +151,23 @@ def _select(snippets: dict[str, list[Snippet]]) -> dict[str, bytes]:
         "products.jsonl": _as_lines(json.dumps({"text": text, "label": label}) for text, label in products),
         "test.jsonl": _as_lines(json.dumps({"text": text, "label": label}) for text, label in test),
         "train.jsonl": _as_lines(json.dumps({"text": text, "label": label}) for text, label in train),
+        "unlabelled.txt": _as_lines(text for text, _ in unlabelled),
     }
 
 
 def _leave_out(snippets: list[Snippet], taken: list[Snippet]) -> list[Snippet]:
-    """``snippets`` without those whose text is in ``taken``, whatever its case, and without repetitions."""
-    seen = {text.casefold() for text, _ in taken}
+    """``snippets`` without those whose words are in ``taken``, whatever their case, and without repetitions."""
+    seen = {_words(text) for text, _ in taken}
     fresh = []
     for text, label in snippets:
-        if text.casefold() not in seen:
-            seen.add(text.casefold())
+        if _words(text) not in seen:
+            seen.add(_words(text))
             fresh.append((text, label))
     return fresh
+
+
+def _words(text: str) -> str:
+    return " ".join(text.split()).casefold()
 
 
 def _as_lines(lines: Iterable[str]) -> bytes:
