@@ -31,6 +31,7 @@ __all__ = [
     "fit_blocks",
     "round_blocks",
     "round_scale",
+    "round_significant",
     "stored_bytes",
 ]
 
@@ -129,10 +130,15 @@ def stored_bytes(rows: int, width: int, *, bits: int, block_size: int, symmetric
     return rows * (blocks * (block_size * bits // 8 + scale_bytes) + zeros)
 
 
+def round_significant(values: npt.NDArray[Any], bits: int) -> FloatArray:
+    """``values`` to the nearest float32 of ``bits`` significant bits."""
+    mantissa, exponent = np.frexp(np.asarray(values, np.float64))
+    return np.asarray(np.ldexp(np.rint(np.ldexp(mantissa, bits)), exponent - bits), np.float32)
+
+
 def round_scale(scale: npt.NDArray[Any]) -> FloatArray:
     """``scale`` to 8 significant bits; 0 and what isn't finite becomes 1."""
-    mantissa, exponent = np.frexp(np.asarray(scale, np.float64))
-    kept = np.ldexp(np.rint(np.ldexp(mantissa, SIGNIFICANT_BITS)), exponent - SIGNIFICANT_BITS).astype(np.float32)
+    kept = round_significant(scale, SIGNIFICANT_BITS)
     usable = np.isfinite(kept) & (np.abs(kept) > np.finfo(np.float32).tiny)
     return np.where(usable, kept, np.float32(1)).astype(np.float32)
 

@@ -15,7 +15,7 @@ which the mean of p_v estimates for words that the calibration text hasn't.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,9 +56,14 @@ def input_name(path: str) -> str:
 
 
 def collect_statistics(
-    checkpoint: Checkpoint, batches: Sequence[Batch], *, seed: int, progress: Progress
+    checkpoint: Checkpoint,
+    batches: Sequence[Batch],
+    *,
+    seed: int,
+    progress: Progress,
+    paths: Container[str] | None = None,
 ) -> Statistics:
-    """Statistics over ``batches``, windows of running text.
+    """Statistics over ``batches``, windows of running text; of the matrices ``paths``, and of the logits in any case.
 
     Raises:
         BadInputError: there are no windows, or the checkpoint can't be used.
@@ -75,7 +80,7 @@ def collect_statistics(
     watched: dict[str, tuple[Any, Any]] = {}
     embedded: list[Any] = []
     for path, layer in module.named_modules():
-        if isinstance(layer, torch.nn.Linear):
+        if isinstance(layer, torch.nn.Linear) and (paths is None or path in paths or path == "lm_head"):
             layer.register_forward_hook(_watch(watched, path))
     module.model.embed_tokens.register_forward_hook(lambda _, __, output: embedded.append(output.requires_grad_()))
     generator = torch.Generator().manual_seed(seed)

@@ -15,6 +15,7 @@ A matrix that several nodes read is stored once: the table takes the linear laye
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +24,12 @@ import onnx_ir as ir
 from edgeslim.algorithms.blockwise import BlockWeight
 from edgeslim.graphs.int8_forms import MICROSOFT, Int8Writer, Linear, Table
 from edgeslim.quantizing.block_sites import Matrix
+from edgeslim.target import MachineProfile
 
-__all__ = ["QDQ_OPSET", "BlockWriter", "accuracy_level"]
+__all__ = ["QDQ_OPSET", "Arithmetic", "BlockWriter", "accuracy_level", "arithmetic_levels"]
+
+Arithmetic = Literal["target", "int8", "mixed", "float"]
+"""``mixed``: float for blocks of 4 bits, int8 inputs for those of 8 bits, which have no fast float form."""
 
 QDQ_OPSET = 21
 INT8_ARITHMETIC = 4
@@ -39,6 +44,17 @@ def accuracy_level(isa: str, features: tuple[str, ...], bits: int) -> int:
     """
     has_dot_products = isa.startswith(("x86", "amd64")) or bool({"dotprod", "i8mm", "sve", "sme"} & set(features))
     return INT8_ARITHMETIC if has_dot_products or bits == 8 else 0
+
+
+def arithmetic_levels(arithmetic: Arithmetic, machine: MachineProfile) -> dict[int, int]:
+    """``accuracy_level`` by bits; ``target`` is what ``machine`` is fastest at."""
+    fixed = {
+        "int8": {4: INT8_ARITHMETIC, 8: INT8_ARITHMETIC},
+        "mixed": {4: 0, 8: INT8_ARITHMETIC},
+        "float": {4: 0, 8: 0},
+    }
+    fastest = {bits: accuracy_level(machine.isa, machine.features, bits) for bits in (4, 8)}
+    return fixed.get(arithmetic, fastest)
 
 
 @dataclass(frozen=True, kw_only=True)

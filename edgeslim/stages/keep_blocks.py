@@ -26,7 +26,7 @@ import onnx_ir as ir
 from edgeslim.core import Context, StepResult
 from edgeslim.decoders.decoder_graph import as_stored, write_decoder
 from edgeslim.errors import BadInputError
-from edgeslim.graphs.block_forms import accuracy_level
+from edgeslim.graphs.block_forms import Arithmetic, arithmetic_levels
 from edgeslim.graphs.graph import load_graph
 
 __all__ = ["KeepBlocks"]
@@ -41,7 +41,7 @@ class KeepBlocks:
 
     level: ClassVar[Literal["torch", "graph"]] = "graph"
 
-    arithmetic: Literal["target", "int8", "mixed", "float"] = "target"
+    arithmetic: Arithmetic = "target"
 
     def run(self, model: ir.Model, ctx: Context) -> StepResult[ir.Model]:
         """A new graph instead of ``model``, from the checkpoint that it was written from.
@@ -59,9 +59,7 @@ class KeepBlocks:
             )
         if any(node.op_type in ("MatMulNBits", "GatherBlockQuantized") for node in model.graph):
             raise BadInputError("keep_blocks", "a graph that is quantized already", expected="the float graph")
-        machine = ctx.target.machine
-        levels = {bits: accuracy_level(machine.isa, machine.features, bits) for bits in (4, 8)}
-        levels = {"int8": {4: 4, 8: 4}, "mixed": {4: 0, 8: 4}, "float": {4: 0, 8: 0}}.get(self.arithmetic, levels)
+        levels = arithmetic_levels(self.arithmetic, ctx.target.machine)
         path = write_decoder(checkpoint, ctx.work_dir / "kept", encode=as_stored, levels=levels, progress=ctx.progress)
         made = load_graph(path)
         kept = [node for node in made.graph if node.op_type == "MatMulNBits"]
