@@ -40,7 +40,8 @@ def harness_lines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("harness")
     files = sorted(path for path in GOLDEN.glob("*.esz") if not needs_rows(path))
     lines = {}
-    for name, flags in {"default": (), "small": ("-DESZ_SMALL",), "32-bit": ("-DESZ_32_BIT",)}.items():
+    builds = {"default": (), "lean": ("-DESZ_LEAN",), "small": ("-DESZ_SMALL",), "32-bit": ("-DESZ_32_BIT",)}
+    for name, flags in builds.items():
         sources = ("-I", SOURCES, HERE / "harness.c", SOURCES / "esz.c")
         program = compile_c(folder / name, *SANITIZERS, *flags, *sources)
         done = subprocess.run([program, "8", *files], capture_output=True, text=True, check=False)
@@ -60,9 +61,9 @@ def test_sanitizers_find_nothing_in_damaged_containers(harness_lines: dict[str, 
     assert 0 < accepted < tried  # some changes behind right hashes are harmless: a name, a dtype, a shape
 
 
-def test_small_and_32_bit_builds_decode_the_same(harness_lines: dict[str, str]) -> None:
-    assert len({harness_lines[name] for name in ("default", "small", "32-bit")}) == 1, harness_lines
-    assert harness_lines["default, rows"] == harness_lines["32-bit, rows"]
+def test_all_builds_decode_the_same(harness_lines: dict[str, str]) -> None:
+    assert len({harness_lines[name] for name in ("default", "lean", "small", "32-bit")}) == 1, harness_lines
+    assert harness_lines["default, rows"] == harness_lines["lean, rows"] == harness_lines["32-bit, rows"]
     assert harness_lines["small, rows"].endswith("refused\n")
 
 
@@ -78,12 +79,14 @@ def test_encoder_under_sanitizers(tmp_path: Path) -> None:
 TARGETS = {
     "gcc": ("gcc", "-O3", "-Wconversion", "-Wno-sign-conversion"),
     "gcc -O0": ("gcc", "-O0"),
+    "gcc lean": ("gcc", "-Os", "-DESZ_LEAN", "-Wconversion", "-Wno-sign-conversion"),
     "gcc small": ("gcc", "-Os", "-DESZ_SMALL", "-Wconversion", "-Wno-sign-conversion"),
     "gcc 32-bit": ("gcc", "-O2", "-DESZ_32_BIT", "-Wconversion", "-Wno-sign-conversion"),
     "clang": ("clang", "-O3", "-Wconversion", "-Wno-sign-conversion"),
     "clang small": ("clang", "-Os", "-DESZ_SMALL"),
     "clang 32-bit": ("clang", "-O2", "-DESZ_32_BIT"),
     "aarch64": ("aarch64-linux-gnu-gcc", "-O3"),
+    "aarch64 lean": ("aarch64-linux-gnu-gcc", "-Os", "-DESZ_LEAN"),
     "armhf": ("arm-linux-gnueabihf-gcc", "-O3"),
     "cortex-m3": ("arm-none-eabi-gcc", "-Os", "-mcpu=cortex-m3", "-mthumb", "-DESZ_SMALL"),
     "wasm32": ("clang", "--target=wasm32", "-nostdlib", "-Os"),

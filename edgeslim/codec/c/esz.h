@@ -8,6 +8,9 @@
  * ESZ_ALPHABETS, a number, leaves out what a device does not need: bit a stands for alphabet a of esz_format.h, bit 7 for
  * codebooks. What is left out is refused with ESZ_E_ALPHABET or ESZ_E_FEATURE.
  *
+ * ESZ_LEAN, for 64-bit builds, has one fast loop where the default has one for each kind of block: less than half of the
+ * code, and a few more instructions.
+ *
  * Whole container in memory:     esz_parse_header, allocate header.decoded_bytes, esz_decode_image.
  * One segment (or one block):    esz_parse_header, esz_index_begin, esz_index_next, esz_segment_begin,
  *                                esz_block_at, esz_block_decode.

@@ -356,7 +356,10 @@ ESZ_INLINE void esz_mask8_step(esz_lane *l, const uint16_t *t, unsigned mask_mas
         }
     }
     esz_lane_refill(l);
-    esz_store(nibble ? dst + at / 2 : dst + at, group, bits);
+    if (nibble)
+        esz_store(dst + at / 2, group, 4);
+    else
+        esz_store(dst + at, group, 8);
 }
 
 /* MASK8, 4 chunks; as esz_gap4_core. */
@@ -405,34 +408,41 @@ ESZ_INLINE int esz_mask4_core(const esz_code *c, esz_reader *r, uint8_t *dst, si
     return esz_lane_end(&l0, &r[0]) && esz_lane_end(&l1, &r[1]) && esz_lane_end(&l2, &r[2]) && esz_lane_end(&l3, &r[3]);
 }
 
+/* How many symbols of plain streams a lane's 56 bits hold. */
+#define ESZ_ROUND(c) ((c)->first[0].bits > ESZ_MAX_CODE_BITS ? 4u : 5u)
+
+/* A block without rows is one row without an end, so the loops that know rows serve every block. Those that don't know
+ * them, and those for nibbles alone, are there for speed; ESZ_LEAN does without. */
+#if defined(ESZ_LEAN)
+#define ESZ_PLAIN8(c, r, dst, n) esz_plain8_core(c, r, dst, n, ESZ_ROUND(c), 1, 1)
+#define ESZ_CHUNKS(core, c, r, dst, at, end) core(c, r, dst, at, end, (c)->nibble, 1)
+#else
+#define ESZ_PLAIN8(c, r, dst, n) \
+    ((c)->row_items != 0   ? esz_plain8_core(c, r, dst, n, 5, 1, 1) \
+     : ESZ_ROUND(c) == 4u ? esz_plain8_core(c, r, dst, n, 4, 0, 1) \
+                           : esz_plain8_core(c, r, dst, n, 5, 0, 1))
+#define ESZ_CHUNKS(core, c, r, dst, at, end) \
+    ((c)->row_items != 0 ? (c)->nibble ? core(c, r, dst, at, end, 1, 1) : core(c, r, dst, at, end, 0, 1) \
+     : (c)->nibble       ? core(c, r, dst, at, end, 1, 0) \
+                         : core(c, r, dst, at, end, 0, 0))
+#endif
+
 #define ESZ_LOOPS(name, attribute) \
     attribute static size_t esz_plain8_##name(const esz_code *c, esz_reader *r, uint8_t *dst, size_t n, \
                                               size_t stride) { \
-        return stride > 1                                ? esz_plain8_core(c, r, dst, n, 5, 0, stride) \
-               : c->row_items != 0                       ? esz_plain8_core(c, r, dst, n, 5, 1, 1) \
-               : c->first[0].bits > ESZ_MAX_CODE_BITS ? esz_plain8_core(c, r, dst, n, 4, 0, 1) \
-                                                         : esz_plain8_core(c, r, dst, n, 5, 0, 1); \
+        return stride > 1 ? esz_plain8_core(c, r, dst, n, 5, 0, stride) : ESZ_PLAIN8(c, r, dst, n); \
     } \
     attribute static int esz_gap4_##name(const esz_code *c, esz_reader *r, uint8_t *dst, size_t *at, \
                                          const size_t *end) { \
-        return c->row_items != 0 ? c->nibble ? esz_gap4_core(c, r, dst, at, end, 1, 1) \
-                                             : esz_gap4_core(c, r, dst, at, end, 0, 1) \
-               : c->nibble       ? esz_gap4_core(c, r, dst, at, end, 1, 0) \
-                                 : esz_gap4_core(c, r, dst, at, end, 0, 0); \
+        return ESZ_CHUNKS(esz_gap4_core, c, r, dst, at, end); \
     } \
     attribute static int esz_joint4_##name(const esz_code *c, esz_reader *r, uint8_t *dst, size_t *at, \
                                            const size_t *end) { \
-        return c->row_items != 0 ? c->nibble ? esz_joint4_core(c, r, dst, at, end, 1, 1) \
-                                             : esz_joint4_core(c, r, dst, at, end, 0, 1) \
-               : c->nibble       ? esz_joint4_core(c, r, dst, at, end, 1, 0) \
-                                 : esz_joint4_core(c, r, dst, at, end, 0, 0); \
+        return ESZ_CHUNKS(esz_joint4_core, c, r, dst, at, end); \
     } \
     attribute static int esz_mask4_##name(const esz_code *c, esz_reader *r, uint8_t *dst, size_t *at, \
                                           const size_t *end) { \
-        return c->row_items != 0 ? c->nibble ? esz_mask4_core(c, r, dst, at, end, 1, 1) \
-                                             : esz_mask4_core(c, r, dst, at, end, 0, 1) \
-               : c->nibble       ? esz_mask4_core(c, r, dst, at, end, 1, 0) \
-                                 : esz_mask4_core(c, r, dst, at, end, 0, 0); \
+        return ESZ_CHUNKS(esz_mask4_core, c, r, dst, at, end); \
     }
 
 ESZ_LOOPS(any, )
