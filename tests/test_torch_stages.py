@@ -129,6 +129,24 @@ def test_only_a_later_step_runs_again(
     assert report.steps[2].metrics["pruned_weights"] == report.steps[1].metrics["pruned_weights"]
 
 
+def test_low_rank_is_trained_on_and_stays_low(
+    project: Callable[..., Path], tiny_classifier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    divide = '[[steps]]\nuse = "low_rank"\nkeep = 0.6\nmultiple = 2\nmin_elements = 1\n'
+    quantize = '[[steps]]\nuse = "quantize_int8"\nrounding = "nearest"\nmin_elements = 1\n'
+    folder = project(tiny_classifier, divide + FINETUNE + quantize)
+    monkeypatch.setenv("EDGESLIM_CACHE", str(folder / "cache"))
+    report = build(folder)
+    export, divided, tuned, quantized, *_ = report.steps
+    assert [step.name for step in report.steps[1:4]] == ["low_rank", "finetune", "quantize_int8"]
+    assert divided.metrics["kept"] <= 0.6
+    assert divided.bytes < export.bytes  # type: ignore[operator]
+    assert "bytes" in tuned.unchanged
+    assert quantized.changed > 2 * divided.changed  # both factors of each, and what stayed whole
+    project(tiny_classifier, divide + FINETUNE.replace("epochs = 1", "epochs = 2") + quantize)
+    assert [step.cached for step in build(folder).steps[:3]] == [True, True, False]
+
+
 def test_own_code_is_trained(project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = project("net_of_torch_stages:make", '[[steps]]\nuse = "finetune"\nepochs = 4\nlearning_rate = 0.01\n')
     (folder / "net_of_torch_stages.py").write_text(
