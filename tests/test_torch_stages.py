@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from edgeslim.errors import BadInputError, CheckError
 from edgeslim.graphs import graph
 from edgeslim.recipe import NamedStage, Recipe, parse_recipe
 from edgeslim.stage_runs import _check_zeros
+from edgeslim.training import loop
 from edgeslim.training.gradual_pruning import GradualPruning
 from edgeslim.training.torch_model import TorchModel
 
@@ -41,6 +45,21 @@ learning_rate = 0.01
 batch_size = 8
 sparsity = 0.5
 prune = ["*encoder*"]
+"""
+KILLED = """\
+import os, signal, sys
+from pathlib import Path
+import torch
+import edgeslim
+from edgeslim.training import loop
+save = loop.save_checkpoint
+def save_and_die(folder, step, tensors, progress):
+    save(folder, step, tensors, progress)
+    if step == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+loop.save_checkpoint = save_and_die
+torch.set_num_threads(1)
+edgeslim.build(folder=Path(sys.argv[1]), out=sys.argv[1] + "/killed")
 """
 UNLABELLED = 'label_column = ""\ntraining = "training.jsonl"'
 FINETUNE = '[[steps]]\nuse = "finetune"\nepochs = 1\nbatch_size = 8\n'
@@ -127,6 +146,32 @@ def test_only_a_later_step_runs_again(
     report = build(folder)
     assert [step.cached for step in report.steps[:3]] == [True, True, False]
     assert report.steps[2].metrics["pruned_weights"] == report.steps[1].metrics["pruned_weights"]
+
+
+@pytest.mark.slow
+def test_a_build_killed_in_training_ends_as_one_that_was_not(
+    project: Callable[..., Path], tiny_classifier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = project(tiny_classifier, DISTILL.replace("epochs = 15", "epochs = 2") + "checkpoint_steps = 3\n")
+    whole = build(folder, out=str(folder / "whole"))
+    monkeypatch.setenv("EDGESLIM_CACHE", str(folder / "cache"))
+    done = subprocess.run([sys.executable, "-c", KILLED, str(folder)], check=False, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (folder / "killed").exists()
+    resumed: list[int] = []
+    load = loop.load_checkpoint
+
+    def load_and_tell(*arguments: Any) -> Any:
+        found = load(*arguments)
+        resumed.append(0 if found is None else found[1]["step"])
+        return found
+
+    monkeypatch.setattr(loop, "load_checkpoint", load_and_tell)
+    again = build(folder, out=str(folder / "again"))
+    assert resumed == [6]
+    assert again.steps[1].metrics == whole.steps[1].metrics
+    files = [Path(report.artifact.path).read_bytes() for report in (whole, again)]
+    assert files[0] == files[1]
 
 
 def test_low_rank_is_trained_on_and_stays_low(
