@@ -19,6 +19,7 @@ from edgeslim.checks import latency
 from edgeslim.core import Context, Report, StepResult
 from edgeslim.errors import BadInputError, CheckError
 from edgeslim.graphs import graph
+from edgeslim.quantizing import grid_training
 from edgeslim.recipe import NamedStage, Recipe, parse_recipe
 from edgeslim.stage_runs import _check_zeros
 from edgeslim.training import loop
@@ -190,6 +191,35 @@ def test_low_rank_is_trained_on_and_stays_low(
     assert quantized.changed > 2 * divided.changed  # both factors of each, and what stayed whole
     project(tiny_classifier, divide + FINETUNE.replace("epochs = 1", "epochs = 2") + quantize)
     assert [step.cached for step in build(folder).steps[:3]] == [True, True, False]
+
+
+def test_a_graph_is_trained_on_its_grids(
+    project: Callable[..., Path], tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the project's training data; what changes in them makes the step anew."""
+    step = '[[steps]]\nuse = "quantize_int8"\nmin_elements = 100\ntarget_bits = 4.0\ndistill_steps = 5\n'
+    folder = project(tiny_bert, step, UNLABELLED)
+    monkeypatch.setenv("EDGESLIM_CACHE", str(folder / "cache"))
+    seen = []
+    real = grid_training.GridTraining.run
+
+    def run(self: grid_training.GridTraining, *given: Any) -> Any:
+        seen.append(self._context.training)
+        assert self._context.checkpoints is not None
+        return real(self, *given)
+
+    monkeypatch.setattr(grid_training.GridTraining, "run", run)
+    report = build(folder)
+    quantize = next(step for step in report.steps if step.name == "quantize_int8")
+    assert quantize.metrics["training_steps"] == 5
+    assert len(seen[0].training) + len(seen[0].validation) == len((folder / "training.jsonl").read_text().splitlines())
+    assert not list((folder / "cache" / "v1" / "training").glob("*"))
+    again = build(folder, out=str(folder / "elsewhere"))
+    assert next(step for step in again.steps if step.name == "quantize_int8").cached
+    lines = (folder / "training.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "training.jsonl").write_text("".join(lines[:-1]), encoding="utf-8")
+    build(folder)
+    assert len(seen) == 2
 
 
 def test_own_code_is_trained(project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from edgeslim.algorithms.smoothing import Smoothing
 from edgeslim.core import Batch, Context, TrainingData
 from edgeslim.errors import BadInputError
 from edgeslim.graphs.int8_forms import Linear, Table, attribute
+from edgeslim.processes import process_count
 from edgeslim.quantizing.answer_gradients import task_objective
 from edgeslim.torch_graph import TorchGraph
 
@@ -153,10 +154,21 @@ class GridTraining:
         self._sites[name] = site
 
     def run(self, model: ir.Model, weights: Mapping[str, GridWeight]) -> Learned:
-        """Trains ``weights`` of ``model``, the quantized graph, which is left as it is."""
+        """Trains ``weights`` of ``model``, the quantized graph, which is left as it is.
+
+        Raises:
+            BadInputError: there is too little to train on, or several processes share the build.
+        """
         from edgeslim.training.grid_student import GridLoss, GridStudent, KeepSmall, SimulatedTable, SimulatedWeight
         from edgeslim.training.loop import LoopOptions, mean_loss, train
 
+        if process_count() > 1:
+            raise BadInputError(
+                "recipe: quantize_int8",
+                f"distill_steps in a build that {process_count()} processes share",
+                expected="one process, for the stages on the graph run in the first one alone",
+                hint="start the build again without the launcher: what was trained before comes from the cache",
+            )
         options, context = self._options, self._context
         data = context.training or _from_calibration(context.calibration)
         places = self._vector_places(model)

@@ -36,7 +36,7 @@ EDGE = 0.4
 """Latent weights begin at most so far from their integer, so that none flips in the first steps by noise alone."""
 EXCESS = 1e-3
 """By so much more of magnitude, all of it, weights are made smaller as fast as they may be."""
-VECTOR_RATE = 0.05
+VECTOR_RATE = 0.2
 """How fast vectors learn, in their own root mean square, where weights do in steps of their grids."""
 
 

@@ -228,6 +228,16 @@ def test_without_data_to_train_on_it_says_what_to_do(refuses: Any) -> None:
         grid_training._from_calibration(batches(1, 0))
 
 
+def test_one_of_several_processes_does_not_train_alone(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: Any
+) -> None:
+    """It would wait for the others for good."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with refuses(BadInputError, where="recipe: quantize_int8", got="distill_steps in a build that 2 processes share"):
+        quantize(model, tmp_path / "work", distill_steps=2)
+
+
 def test_a_goal_that_plain_int8_keeps_is_not_trained_for(model: Path, tmp_path: Path) -> None:
     result, _ = quantize(model, tmp_path / "work", {"goal_bytes": 10**6}, target_bits=None, distill_steps=5)
     assert "training_steps" not in result.metrics
