@@ -139,6 +139,37 @@ def test_a_goal_out_of_reach_says_what_is_within(model: Path, tmp_path: Path) ->
     assert BudgetError.exit_code == 4
 
 
+def test_words_that_come_often_get_finer_steps(model: Path, tmp_path: Path) -> None:
+    """Steps go with one over the root of a row's share; without ``token_frequency`` all rows are alike."""
+    ids = np.concatenate([batch.feed["ids"].ravel() for batch in batches(60, 1)])
+    counts = np.bincount(ids, minlength=ROWS)
+    often, once = np.argsort(counts)[-3:], np.flatnonzero(counts == 1)
+    steps = {}
+    for power in (1.0, 0.0):
+        _, made = quantize(model, tmp_path / str(power), target_bits=4.0, token_frequency=power)
+        scales = load_graph(made).graph.initializers["embedding.table_scale"].const_value
+        assert scales is not None
+        steps[power] = np.log2(scales.numpy().ravel())
+    # Finer than int8 allows is no step, so the words that come most often may fall short of it.
+    expected = 0.5 * np.log2(counts[often].mean())
+    assert 0.5 * expected < np.median(steps[1.0][once]) - np.median(steps[1.0][often]) < expected + 0.3
+    assert np.ptp(steps[0.0]) <= 0.25, "from one eighth of an octave to the next"
+
+
+def test_the_rate_term_goes_through_the_stage(model: Path, tmp_path: Path) -> None:
+    """At equal bits its integers are smaller on finer grids, and the answer is about as near."""
+    plain, made = quantize(model, tmp_path / "plain", target_bits=2.5)
+    result, rated = quantize(model, tmp_path / "rated", target_bits=2.5, rate_strength=1.0)
+    assert result.metrics["storage_bits"] == pytest.approx(plain.metrics["storage_bits"], rel=0.01)
+    names = ("first_linear.weight_scale", "embedding.table_scale")
+    for name in names:
+        before, after = (load_graph(path).graph.initializers[name].const_value for path in (made, rated))
+        assert before is not None
+        assert after is not None
+        assert after.numpy().mean() < before.numpy().mean()
+    assert 1 - cosine(model, rated) < 1.2 * (1 - cosine(model, made))
+
+
 def test_a_graph_without_gradients_is_allocated_by_its_own_errors(tmp_path: Path) -> None:
     path = make_model(tmp_path / "m.onnx", activation="Softsign")
     result, made = quantize(path, tmp_path / "work", target_bits=4.0)
