@@ -1,10 +1,11 @@
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,25 +16,27 @@ from edgeslim.checks.kernel_table import Row, parse_table
 from edgeslim.session import runtime_version
 from edgeslim.target import profile_folder
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "list_kernels.py"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("list_kernels", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["list_kernels"] = module
-    spec.loader.exec_module(module)
-    return module
+def script() -> Iterator[ModuleType]:
+    """``list_kernels``, which takes its neighbours from its own folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPTS))
+        yield importlib.import_module("list_kernels")
+
+
+@pytest.fixture(scope="module")
+def rows(script: ModuleType) -> ModuleType:
+    return importlib.import_module("kernel_rows")
 
 
 @pytest.fixture(scope="module")
 def host_dump(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the ONNX Runtime that runs these tests tells of itself."""
     out = tmp_path_factory.mktemp("dump") / "dump.json"
-    subprocess.run([sys.executable, str(SCRIPT), "--inside", "dump", str(out)], check=True)
+    subprocess.run([sys.executable, str(SCRIPTS / "ask_runtime.py"), "dump", str(out)], check=True)
     loaded: dict[str, Any] = json.loads(out.read_text())
     return loaded
 
@@ -100,18 +103,18 @@ def test_a_row_of_one_machine_is_marked(script: ModuleType) -> None:
         ("optional(seq(tensor(bool)))", "optional(seq(tensor(bool)))"),
     ],
 )
-def test_spelling_of_types(script: ModuleType, text: str, spelled: str) -> None:
-    assert script.type_text(text) == spelled
+def test_spelling_of_types(rows: ModuleType, text: str, spelled: str) -> None:
+    assert rows.type_text(text) == spelled
 
 
-def test_formal_parameters_carry_their_marks(script: ModuleType) -> None:
+def test_formal_parameters_carry_their_marks(rows: ModuleType) -> None:
     formal = [
         ["data set", "T", "Single", True],
         ["shape", "tensor(int64)", "Optional", True],
         ["rest", "T", "Variadic", True],
         ["all", "V", "Variadic", False],
     ]
-    assert script.formal_text(formal) == "data_set:T shape:tensor(int64)? rest:T* all:V~"
+    assert rows.formal_text(formal) == "data_set:T shape:tensor(int64)? rest:T* all:V~"
 
 
 @pytest.mark.parametrize(
