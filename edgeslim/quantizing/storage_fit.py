@@ -111,8 +111,8 @@ class StorageFit:
     def apply(self, model: ir.Model, skipped: dict[str, str]) -> Mapping[str, float]:
         """Moves the weights of ``model``, which is quantized by now, and trains them if asked for.
 
-        Metrics as ``fit_storage`` and the training give them. What keeps its goal in plain int8 isn't trained; where
-        training brings nothing, the weights stay as they were rounded, and ``skipped`` says so.
+        Metrics as ``fit_storage`` and the training give them. Where plain int8 keeps the goal, or training brings
+        nothing, the weights stay as they were rounded, and ``skipped`` says so.
         """
         folder = self._context.work_dir / "storage"
         metrics = fit_storage(
@@ -123,7 +123,10 @@ class StorageFit:
             folder=folder,
             progress=self._context.progress,
         )
-        if self._training is None or not metrics:
+        if self._training is None:
+            return metrics
+        if not metrics:
+            skipped["training"] = "plain int8 is small enough: there are no coarser grids to train on"
             return metrics
         learned = self._training.run(model, {tensor.name: _on_grid(model, tensor) for tensor in self._tensors})
         if not learned.best < learned.first:

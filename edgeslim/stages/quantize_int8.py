@@ -180,6 +180,8 @@ class QuantizeInt8(GridTrainingOptions):
         if folded:
             linears = list(finder.linears(model.graph, {}))
         fit = self._open_fit(model, linears, tables, whole, skipped)
+        if fit is None and self.trains:
+            skipped["training"] = "plain int8 is small enough: there are no coarser grids to train on"
         writer = Int8Writer(model.graph, integer=self._integer(ctx))
         hessians = {name: partial(input_hessian, seen[name], form) for name, form in forms.items() if wanted}
         ends = [(seen[conv.source_name].histogram, seen[conv.output.name or ""].histogram) for conv in convs]

@@ -238,9 +238,11 @@ def test_one_of_several_processes_does_not_train_alone(
         quantize(model, tmp_path / "work", distill_steps=2)
 
 
-def test_a_goal_that_plain_int8_keeps_is_not_trained_for(model: Path, tmp_path: Path) -> None:
-    result, _ = quantize(model, tmp_path / "work", {"goal_bytes": 10**6}, target_bits=None, distill_steps=5)
+@pytest.mark.parametrize("goal", [10**6, None])
+def test_a_goal_that_plain_int8_keeps_is_not_trained_for(model: Path, tmp_path: Path, goal: int | None) -> None:
+    result, _ = quantize(model, tmp_path / "work", {"goal_bytes": goal}, target_bits=None, distill_steps=5)
     assert "training_steps" not in result.metrics
+    assert result.skipped["training"].startswith("plain int8 is small enough")
 
 
 @pytest.mark.usefixtures("keeps_anything")
