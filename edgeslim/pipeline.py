@@ -84,7 +84,7 @@ def run_build(
     task = resolve_task(
         plan.task, config=source.config, labels=class_labels(source, plan), pooling=pooling, folder=plan.base
     )
-    check_source(source, plan)
+    check_source(source, plan, task)
     if isinstance(task, CausalLM):
         task = complete_task(task, source, plan.data)
     before = None if cache is None else build_inputs(plan)

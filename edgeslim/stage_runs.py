@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeslim.cache import Cache, hash_file
-from edgeslim.core import Batch, Context, Quiet, StepResult
+from edgeslim.core import Batch, Context, Quiet, StepResult, Task
 from edgeslim.datasets.samples import hash_batches
 from edgeslim.errors import BadInputError, CheckError
 from edgeslim.graphs import graph
 from edgeslim.graphs.graph import constant_array
 from edgeslim.inputs import hash_model, recipe_files, versions
+from edgeslim.language_task import CausalLM
 from edgeslim.packaging.bundle import tokenizer_extras
 from edgeslim.pooling import pooling_from_folder
 from edgeslim.processes import process_count, process_rank
@@ -57,19 +58,25 @@ __all__ = ["assist_build", "check_source", "run_stages"]
 TOKENIZER = "tokenizer"
 
 
-def check_source(source: Source, plan: Plan) -> None:
-    """Refuses an ONNX file for a recipe with stages on a torch model.
+def check_source(source: Source, plan: Plan, task: Task) -> None:
+    """Refuses an ONNX file, and a language model, for a recipe with stages on a torch model.
 
     Raises:
         BadInputError: the source can't be trained.
     """
-    if plan.recipe.torch and source.kind in ("onnx", "gguf"):
+    kinds = {"onnx": "an ONNX file", "gguf": "a GGUF file"}
+    kind = kinds.get(source.kind) or ("a language model" if isinstance(task, CausalLM) else None)
+    if plan.recipe.torch and kind is not None:
         name = next(named.name for named in plan.recipe.torch if named.level == "torch")
+        written = kind == "a language model"
         raise BadInputError(
             source.spec,
-            f"{'an ONNX' if source.kind == 'onnx' else 'a GGUF'} file, and {name} works on a torch model",
-            expected="a Hugging Face folder or id, or module:callable",
-            hint=f"take {name} out of the recipe, or build from the model that the file was exported from",
+            f"{kind}, and {name} works on a torch model",
+            expected="stages on the graph, which is written from the checkpoint"
+            if written
+            else "a Hugging Face folder or id, or module:callable",
+            hint=f"take {name} out of the recipe"
+            + ("" if written else ", or build from the model that the file was exported from"),
         )
 
 
@@ -95,11 +102,11 @@ def assist_build(plan: Plan, cache: Cache | None) -> None:
     if not plan.recipe.torch:
         return
     source = resolve_source(plan.model, base=plan.base, tokenizer=plan.tokenizer, name=plan.name)
-    check_source(source, plan)
     pooling = pooling_from_folder(source.path) if source.kind == "huggingface" and source.path else None
     task = resolve_task(
         plan.task, config=source.config, labels=class_labels(source, plan), pooling=pooling, folder=plan.base
     )
+    check_source(source, plan, task)
     progress = Quiet()
     with tempfile.TemporaryDirectory(prefix="edgeslim-assist-") as name:
         steps = Steps(Path(name), None, versions(), progress)

@@ -80,6 +80,25 @@ def test_a_huggingface_folder(tmp_path: Path) -> None:
     project(tmp_path / "other", str(tmp_path / "model"))
     with pytest.raises(BadInputError, match="without blocks"):
         edgeslim.build(target="linux-arm64", folder=tmp_path / "other", use_cache=False)
+    for step in ("finetune", "distill"):
+        project(tmp_path / "other", str(tmp_path / "model"), steps=f'[[steps]]\nuse = "{step}"')
+        with pytest.raises(BadInputError, match=f"a language model, and {step} works on a torch model"):
+            edgeslim.build(target="linux-arm64", folder=tmp_path / "other", use_cache=False)
+
+
+def test_low_rank_pruning_and_codebooks(tmp_path: Path) -> None:
+    """What needs no training works on the graph, which is written from the checkpoint."""
+    names = ("low_rank", "prune_magnitude", "cluster")
+    steps = "".join(f'[[steps]]\nuse = "{name}"\nmin_elements = 100\n' for name in names)
+    tiny_llama.write_huggingface(tmp_path / "model")
+    folder = project(
+        tmp_path / "project", str(tmp_path / "model"), steps.replace('"low_rank"', '"low_rank"\nmultiple = 2')
+    )
+    (folder / "edgeslim.toml").write_text((folder / "edgeslim.toml").read_text().replace("0.05", "10"))
+    report = edgeslim.build(target="linux-arm64", folder=folder, use_cache=False)
+    assert [step.name for step in report.steps[1:4]] == list(names)
+    assert all(step.changed > 1 for step in report.steps[1:4])
+    assert not report.failed(), report.failed()
 
 
 def test_chat_goes_on_from_turn_to_turn(built: Path) -> None:
