@@ -27,12 +27,13 @@ ROWS = 64
 class CausalLM:
     """Continues text. ``stride`` is that of the windows of the evaluation data.
 
-    ``end_tokens`` end an answer. ``chat`` holds what stands between the turns of a conversation, if the model has a
-    template: ``start``, ``reply`` and ``next``.
+    ``end_tokens`` end an answer. ``context_tokens`` is how many tokens the model can read. ``chat`` holds what stands
+    between the turns of a conversation, if the model has a template: ``start``, ``reply`` and ``next``.
     """
 
     stride: int = 64
     end_tokens: tuple[int, ...] = ()
+    context_tokens: int | None = None
     chat: Mapping[str, str] | None = None
     name = "causal-lm"
 
@@ -74,7 +75,13 @@ class CausalLM:
     def manifest(self) -> Mapping[str, object]:
         """How an app ends an answer and writes a conversation."""
         chat = None if self.chat is None else dict(self.chat)
-        return {"task": self.name, "stride": self.stride, "end_tokens": list(self.end_tokens), "chat": chat}
+        return {
+            "task": self.name,
+            "stride": self.stride,
+            "end_tokens": list(self.end_tokens),
+            "context_tokens": self.context_tokens,
+            "chat": chat,
+        }
 
 
 def score_window(outputs: Feed, batch: Batch) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]:

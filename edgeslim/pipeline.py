@@ -193,7 +193,10 @@ def _extras(
         else:
             extras = (*extras, (f"tokenizer/{TOKENIZER_FILE}", work / TOKENIZER_FILE))
     if plan.target.package.kind == "cmake":
-        extras = (*extras, *cmake_extras(source.name, plan.target.name, work / "cmake"))
+        extras = (
+            *extras,
+            *cmake_extras(source.name, plan.target.name, work / "cmake", chat=context.task.name == "causal-lm"),
+        )
     if plan.target.package.kind == "swift":
         has_tokenizer = any(name.startswith("tokenizer/") for name, _ in extras)
         extras = (*extras, *swift_extras(source.name, has_tokenizer=has_tokenizer, scratch=work / "swift"))

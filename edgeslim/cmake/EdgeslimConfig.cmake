@@ -4,6 +4,7 @@
 #   edgeslim_add_model(NAME MODEL model TARGET target [DATA file] [TASK task] [RECIPE file] [MAX_DROP x] [MAX_SIZE size])
 #   edgeslim_add_model(NAME PROJECT folder TARGET target)      # what the folder's edgeslim.toml says
 #   target_link_libraries(firmware PRIVATE NAME)               # the loader, and the build's order
+#   target_link_libraries(firmware PRIVATE edgeslim::chat)     # the generate loop of a language model, besides
 #   edgeslim_install_model(NAME DESTINATION share/models)
 #
 # A model is built at build time, by `edgeslim build`, and again only when one of its inputs changed: the model's files,

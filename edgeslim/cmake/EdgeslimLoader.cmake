@@ -1,4 +1,5 @@
-# Defines edgeslim::loader, a static library: a package's files to an open session of ONNX Runtime (edgeslim.h).
+# Defines edgeslim::loader, a static library: a package's files to an open session of ONNX Runtime (edgeslim.h); and, where
+# its sources are there, edgeslim::chat on top of it: the generate loop of a language model (edgeslim_chat.h).
 #
 # Compiled from source by the project that uses it, with that project's compiler and flags, so one package serves every
 # machine. ONNX Runtime is taken as onnxruntime::onnxruntime, or found: ONNXRUNTIME_INCLUDE_DIR names the folder of
@@ -56,3 +57,23 @@ if(CMAKE_C_COMPILER_ID MATCHES "GNU|Clang")
 endif()
 set_target_properties(edgeslim_loader PROPERTIES POSITION_INDEPENDENT_CODE ON)
 target_link_libraries(edgeslim_loader PUBLIC onnxruntime::onnxruntime m)
+
+set(_edgeslim_sources)
+foreach(_edgeslim_name IN ITEMS edgeslim_chat.c edgeslim_decoder.c edgeslim_sample.c)
+  foreach(_edgeslim_folder IN LISTS _edgeslim_folders)
+    if(EXISTS "${_edgeslim_folder}/${_edgeslim_name}")
+      list(APPEND _edgeslim_sources "${_edgeslim_folder}/${_edgeslim_name}")
+    endif()
+  endforeach()
+endforeach()
+if(_edgeslim_sources)
+  add_library(edgeslim_chat STATIC ${_edgeslim_sources})
+  add_library(edgeslim::chat ALIAS edgeslim_chat)
+  target_compile_features(edgeslim_chat PRIVATE c_std_99)
+  if(CMAKE_C_COMPILER_ID MATCHES "GNU|Clang")
+    target_compile_options(edgeslim_chat PRIVATE
+      -Os -ffunction-sections -fdata-sections -fno-unwind-tables -fno-asynchronous-unwind-tables)
+  endif()
+  set_target_properties(edgeslim_chat PROPERTIES POSITION_INDEPENDENT_CODE ON)
+  target_link_libraries(edgeslim_chat PUBLIC edgeslim_loader)
+endif()

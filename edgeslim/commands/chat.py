@@ -24,12 +24,12 @@ def chat(
     top_p: Annotated[
         float, typer.Option(min=1e-6, max=1, help="Draw from words that together have this probability.", metavar="P")
     ] = 0.9,
-    seed: Annotated[int, typer.Option(min=0, help="Where the draws begin.", metavar="N")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Where the draws begin.", metavar="N")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="0: all cores.", metavar="N")] = 0,
 ) -> None:
     """Talk with the language model in a package, a line a turn; an empty line or the end of input ends it."""
     from edgeslim.conversation import open_conversation
-    from edgeslim.decoders.generation import Sampling
+    from edgeslim.decoders.sampling import Sampling
 
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
     with open_conversation(Path(package), threads=threads) as conversation:

@@ -7,12 +7,13 @@ way, such as one that changes earlier turns as a conversation goes on, is found 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from edgeslim.errors import BadInputError
 
-__all__ = ["render_chat", "split_template"]
+__all__ = ["encode_turn", "render_chat", "split_template"]
 
 MARKS = ("first user text", "first model text", "second user text")
 TRIED = ("What is 7 times 6?", "42.", "Thank you - and 7 + 6?", "13, of course.", "Good bye!")
@@ -45,6 +46,26 @@ def render_chat(chat: dict[str, str], texts: Sequence[str]) -> str:
     for index, text in enumerate(texts):
         pieces += [text, chat["next"] if index % 2 else chat["reply"]]
     return "".join(pieces)
+
+
+def encode_turn(before: str, text: str, behind: str, tokenizer: Any) -> list[int]:
+    """The tokens of a turn: what stands before the user's ``text``, that, and what stands behind it.
+
+    A special token's name counts as one where it lies in ``before`` or ``behind`` as a whole, and is plain text where a
+    part of it came from the user.
+    """
+    names = sorted((str(item) for item in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
+    added = re.compile("|".join(map(re.escape, names)) if names else "(?!)")
+    last = max((found.end() for found in added.finditer(before)), default=0)
+    opening = added.search(behind)
+    first = len(behind) if opening is None else opening.start()
+    pieces = ((before[:last], False), (before[last:] + text + behind[:first], True), (behind[first:], False))
+    tokens: list[int] = []
+    for piece, plain in pieces:
+        if piece:
+            found = tokenizer(piece, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
+            tokens += [int(token) for token in found]
+    return tokens
 
 
 def _apply(tokenizer: Any, texts: Sequence[str]) -> str:

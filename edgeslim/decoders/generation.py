@@ -1,51 +1,24 @@
 """Text out of a decoder with a KV cache: greedy, or from the likeliest tokens that together have probability p.
 
-Nucleus sampling is that of Holtzman et al. 2019, arXiv 1904.09751. A prompt goes in by pieces, which bounds the memory
-that its logits take; the cache that comes out of one run goes into the next.
+A prompt goes in by pieces, which bounds the memory that its logits take; the cache that comes out of one run goes into
+the next.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeslim.core import Feed, Runner
+from edgeslim.decoders.sampling import Sampling, SplitMix64
 from edgeslim.errors import BadInputError
 
-__all__ = ["CachedDecoder", "Sampling", "empty_cache", "generate", "stream_text"]
+__all__ = ["CachedDecoder", "empty_cache", "generate", "stream_text"]
 
 PIECE = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """``temperature`` 0 takes the likeliest token; else one of those that together have probability ``top_p``."""
-
-    temperature: float = 0.0
-    top_p: float = 0.9
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= 100:
-            raise ValueError(f"temperature: {self.temperature}, expected 0 to 100")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p: {self.top_p}, expected more than 0 and at most 1")
-
-    def choose(self, logits: npt.NDArray[np.float32], generator: np.random.Generator) -> int:
-        """A token for ``logits`` [vocabulary]."""
-        if self.temperature == 0:
-            return int(logits.argmax())
-        scaled = logits.astype(np.float64) / self.temperature
-        weights = np.exp(scaled - scaled.max())
-        order = np.argsort(-weights, kind="stable")
-        shares = weights[order] / weights.sum()
-        kept = int(np.searchsorted(np.cumsum(shares), self.top_p)) + 1
-        shares = shares[:kept] / shares[:kept].sum()
-        return int(order[:kept][min(int(np.searchsorted(np.cumsum(shares), generator.random())), len(shares) - 1)])
 
 
 def empty_cache(inputs: Sequence[dict[str, Any]]) -> dict[str, npt.NDArray[np.float32]]:
@@ -64,21 +37,37 @@ def empty_cache(inputs: Sequence[dict[str, Any]]) -> dict[str, npt.NDArray[np.fl
 
 
 class CachedDecoder:
-    """A decoder and its cache: tokens go in, and the logits of what follows them come out."""
+    """A decoder and its cache: tokens go in, and the logits of what follows them come out.
 
-    def __init__(self, run: Runner, cache: Feed) -> None:
+    ``context`` is how many tokens the model can read; ``None``: it isn't known.
+    """
+
+    def __init__(self, run: Runner, cache: Feed, context: int | None = None) -> None:
         self._run = run
         self._cache = dict(cache)
+        self.context = context
         self.length = 0
+
+    def check_room(self, tokens: int) -> None:
+        """Whether ``tokens`` in all fit the context.
+
+        Raises:
+            BadInputError: they don't.
+        """
+        if self.context is not None and tokens > self.context:
+            raise BadInputError(
+                "prompt", f"{tokens} tokens in all", expected=f"{self.context}, the model's context", hint="start anew"
+            )
 
     def feed(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits [vocabulary] of the token after ``tokens``, which follow those that were fed before.
 
         Raises:
-            BadInputError: there are no tokens.
+            BadInputError: there are no tokens, or more than the context holds.
         """
         if not tokens:
             raise BadInputError("prompt", "no tokens", expected="at least one")
+        self.check_room(self.length + len(tokens))
         outputs: Feed = {}
         for start in range(0, len(tokens), PIECE):
             piece = np.array([tokens[start : start + PIECE]], np.int64)
@@ -98,11 +87,13 @@ def generate(
 ) -> Iterator[int]:
     """Tokens that continue ``prompt``, the one that ends the answer left out. The last one isn't fed to the decoder.
 
+    They also end where the decoder's context is full.
+
     Raises:
-        BadInputError: the prompt is empty.
+        BadInputError: the prompt is empty, or longer than the context.
     """
     chosen = sampling or Sampling()
-    generator = np.random.default_rng(chosen.seed)
+    generator = SplitMix64(chosen.seed)
     waiting = list(prompt)
     for _ in range(max_tokens):
         token = chosen.choose(decoder.feed(waiting), generator)
@@ -110,6 +101,8 @@ def generate(
             return
         yield token
         waiting = [token]
+        if decoder.context is not None and decoder.length >= decoder.context:
+            return
 
 
 def stream_text(tokens: Iterator[int], tokenizer: Any) -> Iterator[str]:

@@ -47,7 +47,7 @@ def open_checkpoint(source: Source) -> Checkpoint:
 
 
 def complete_task(task: CausalLM, source: Source, options: DataOptions) -> CausalLM:
-    """``task`` with what the source says: the tokens that end an answer, and the chat template in pieces.
+    """``task`` with what the source says: the tokens that end an answer, the context, the chat template in pieces.
 
     Raises:
         BadInputError: there is no tokenizer, or its template is unusual.
@@ -63,8 +63,13 @@ def complete_task(task: CausalLM, source: Source, options: DataOptions) -> Causa
     ends = source.config.get("eos_token_id")
     listed = ends if isinstance(ends, list) else [ends]
     found = {item for item in (*listed, tokenizer.eos_token_id) if type(item) is int}
+    context = source.config.get("max_position_embeddings")
     return replace(
-        task, stride=options.window_stride(), end_tokens=tuple(sorted(found)), chat=split_template(tokenizer)
+        task,
+        stride=options.window_stride(),
+        end_tokens=tuple(sorted(found)),
+        context_tokens=context if type(context) is int and context > 0 else None,
+        chat=split_template(tokenizer),
     )
 
 

@@ -3,8 +3,8 @@
 ::
 
     NAME/cmake/NAMEConfig.cmake       the imported target NAME::model, and where the files for the device lie
-    NAME/cmake/EdgeslimLoader.cmake   the library edgeslim::loader
-    NAME/cmake/loader/…               its sources: the loader in C and the decoder, for any machine
+    NAME/cmake/EdgeslimLoader.cmake   the library edgeslim::loader, and edgeslim::chat for a language model
+    NAME/cmake/loader/…               their sources: the loader in C and the decoder, for any machine
 
 ``NAME_DIR`` or ``CMAKE_PREFIX_PATH`` names the unpacked folder. On the device none of this is needed.
 """
@@ -23,10 +23,14 @@ __all__ = ["CMAKE_DIR", "cmake_extras", "find_sources", "loader_sources"]
 CMAKE_DIR = Path(__file__).parent.parent / "cmake"
 """``EdgeslimConfig.cmake``, which ``edgeslim cmake-dir`` tells a project of."""
 _COMPILED = ("edgeslim.c", "edgeslim_open.c", "esz_load.c", "esz.c", "esz_token.c")
+_CHAT = ("edgeslim_chat.c", "edgeslim_decoder.c", "edgeslim_sample.c")
 
 
-def cmake_extras(name: str, target: str, scratch: Path) -> tuple[tuple[str, Path], ...]:
-    """The files below ``cmake/`` of the package ``name``; those that are written for it go to ``scratch``."""
+def cmake_extras(name: str, target: str, scratch: Path, *, chat: bool = False) -> tuple[tuple[str, Path], ...]:
+    """The files below ``cmake/`` of the package ``name``; those that are written for it go to ``scratch``.
+
+    ``chat`` says that it is a language model, which brings the generate loop along.
+    """
     scratch.mkdir(parents=True, exist_ok=True)
     config = scratch / f"{name}Config.cmake"
     text = (CMAKE_DIR / "package.cmake.in").read_text(encoding="utf-8")
@@ -36,13 +40,13 @@ def cmake_extras(name: str, target: str, scratch: Path) -> tuple[tuple[str, Path
     return (
         (f"cmake/{config.name}", config),
         ("cmake/EdgeslimLoader.cmake", CMAKE_DIR / "EdgeslimLoader.cmake"),
-        *((f"cmake/loader/{path.name}", path) for path in loader_sources()),
+        *((f"cmake/loader/{path.name}", path) for path in loader_sources(chat=chat)),
     )
 
 
-def loader_sources() -> tuple[Path, ...]:
-    """The C files of the loader and those that they include, each name once."""
-    return find_sources(_COMPILED)
+def loader_sources(*, chat: bool = False) -> tuple[Path, ...]:
+    """The C files of the loader and those that they include, each name once; with the generate loop if ``chat``."""
+    return find_sources((*_COMPILED, *_CHAT) if chat else _COMPILED)
 
 
 def find_sources(compiled: Iterable[str]) -> tuple[Path, ...]:

@@ -5,6 +5,7 @@ import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.io.InputStream;
 import java.nio.charset.StandardCharsets;
+import java.util.Arrays;
 
 /**
  * Texts to token ids as Hugging Face's tokenizers make them, and for BPE back: WordPiece of BERT's family, byte-level
@@ -124,21 +125,37 @@ public final class Tokenizer {
     public String decode(long[] ids, boolean skipSpecial) {
         ByteArrayOutputStream out = new ByteArrayOutputStream();
         for (long id : ids) {
-            if (tables.kind != TokenTables.BPE || id < 0 || id >= tables.vocabularySize) {
+            byte[] bytes = bytesOf(id, skipSpecial);
+            if (bytes == null) {
                 throw new IllegalArgumentException("no token with a text: " + id);
             }
-            int added = addedOf(id);
-            if (added != TokenTables.NONE && skipSpecial && tables.added.isSpecial(added)) {
-                continue;
-            }
-            int word = added == TokenTables.NONE ? tables.wordOf((int) id) : added;
-            if (word == TokenTables.NONE) {
-                throw new IllegalArgumentException("no token with a text: " + id);
-            }
-            TokenTables.Strings strings = added == TokenTables.NONE ? tables.words : tables.added;
-            out.write(tables.file, strings.place(word), strings.length(word));
+            out.write(bytes, 0, bytes.length);
         }
         return new String(out.toByteArray(), StandardCharsets.UTF_8);
+    }
+
+    /** BPE: the bytes of a token, part of a character perhaps; none for a special token, or for one without a text. */
+    byte[] bytesOf(long id) {
+        byte[] bytes = bytesOf(id, true);
+        return bytes == null ? new byte[0] : bytes;
+    }
+
+    /** The bytes of a token; null where it has none. */
+    private byte[] bytesOf(long id, boolean skipSpecial) {
+        if (tables.kind != TokenTables.BPE || id < 0 || id >= tables.vocabularySize) {
+            return null;
+        }
+        int added = addedOf(id);
+        if (added != TokenTables.NONE && skipSpecial && tables.added.isSpecial(added)) {
+            return new byte[0];
+        }
+        int word = added == TokenTables.NONE ? tables.wordOf((int) id) : added;
+        if (word == TokenTables.NONE) {
+            return null;
+        }
+        TokenTables.Strings strings = added == TokenTables.NONE ? tables.words : tables.added;
+        int place = strings.place(word);
+        return Arrays.copyOfRange(tables.file, place, place + strings.length(word));
     }
 
     private int addedOf(long id) {
