@@ -12,6 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "edgeslim_elements.h"
+
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "feed files are little-endian"
 #endif
@@ -31,17 +33,6 @@ typedef struct {
     uint32_t count;
     feed_tensor *tensors;
 } feed;
-
-/* How many bytes an element of ONNX's type `type` takes, 0 for types that a runner doesn't carry (strings and others). */
-static size_t feed_element_bytes(int32_t type) {
-    switch (type) {
-        case 2: case 3: case 9: return 1;                 /* uint8, int8, bool */
-        case 4: case 5: case 10: case 16: return 2;       /* uint16, int16, float16, bfloat16 */
-        case 1: case 6: case 12: return 4;                /* float, int32, uint32 */
-        case 7: case 11: case 13: return 8;               /* int64, double, uint64 */
-        default: return 0;
-    }
-}
 
 static int feed_take(FILE *file, void *into, size_t bytes) { return fread(into, 1, bytes, file) == bytes; }
 
@@ -71,7 +62,7 @@ static const char *feed_read_tensor(FILE *file, feed_tensor *one) {
     if (!feed_take(file, &length, 4) || length > FEED_MAX_NAME) return "a name that is cut off or too long";
     one->name = calloc(length + 1, 1);
     if (!one->name || !feed_take(file, one->name, length)) return "a name that is cut off";
-    if (!feed_take(file, &one->type, 4) || !(size = feed_element_bytes(one->type))) return "an element type it can't carry";
+    if (!feed_take(file, &one->type, 4) || !(size = element_bytes(one->type))) return "an element type it can't carry";
     if (!feed_take(file, &one->rank, 4) || one->rank > FEED_MAX_RANK) return "too many dimensions";
     for (uint32_t i = 0; i < one->rank; i++) {
         if (!feed_take(file, &one->dims[i], 8) || one->dims[i] < 0) return "a negative dimension";

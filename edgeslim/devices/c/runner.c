@@ -177,13 +177,13 @@ static int write_outputs(FILE *file, const names *out, OrtValue **results) {
         must(ort->GetTensorTypeAndShape(results[i], &info), one.name);
         must(ort->GetTensorElementType(info, &type), one.name);
         must(ort->GetDimensionsCount(info, &rank), one.name);
-        if (rank > FEED_MAX_RANK || !feed_element_bytes((int32_t)type)) fail(REFUSED, one.name, "an output it can't carry");
+        if (rank > FEED_MAX_RANK || !element_bytes((int32_t)type)) fail(REFUSED, one.name, "an output it can't carry");
         must(ort->GetDimensions(info, one.dims, rank), one.name);
         must(ort->GetTensorShapeElementCount(info, &elements), one.name);
         must(ort->GetTensorMutableData(results[i], &one.data), one.name);
         one.type = (int32_t)type;
         one.rank = (uint32_t)rank;
-        one.bytes = elements * feed_element_bytes((int32_t)type);
+        one.bytes = elements * element_bytes((int32_t)type);
         ort->ReleaseTensorTypeAndShapeInfo(info);
         fine = feed_write_tensor(file, &one);
     }
