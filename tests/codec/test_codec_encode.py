@@ -58,6 +58,25 @@ def test_round_trip(size: int, alphabet: str) -> None:
                     assert decode_reference(coded) == data.tobytes()
 
 
+@pytest.mark.parametrize("values", [1, 2, 3, 9, 15])
+@pytest.mark.parametrize("fill", [0, 8])
+def test_groups_of_any_number_of_values(values: int, fill: int) -> None:
+    """MASK8 has a loop for bytes and one for nibbles of short codes; both take groups of 0 to 8 values."""
+    rng = np.random.default_rng(values)
+    others = np.delete(np.arange(16, dtype=np.uint8), fill)[:values]
+    groups = np.full((3_000, 8), fill, np.uint8)
+    for group in groups:
+        count = int(rng.integers(0, 9)) if rng.random() < 0.5 else 4
+        group[rng.permutation(8)[:count]] = rng.choice(others, count)
+    elements = groups.reshape(-1)
+    for data, nibble in ((elements, False), (elements[::2] | elements[1::2] << 4, True)):
+        coded = whole(Segment("w", data, "bytes", ()), alphabets=["MASK8"])
+        segment = parse_index(parse_header(coded), coded[64 : 64 + parse_header(coded).index_bytes]).segments[0]
+        assert (segment.alphabet, segment.nibble) == ("MASK8", nibble)
+        assert decode_container(coded) == data.tobytes()
+        assert decode_reference(coded) == data.tobytes()
+
+
 @pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8"])
 def test_clustered_tensors_become_indices(dtype: str) -> None:
     rng = np.random.default_rng(15)

@@ -132,7 +132,7 @@ static esz_status esz_streams_decode(const esz_code *c, unsigned streams, const 
 #if ESZ_FAST
     if (streams == 4 && c->alphabet == ESZ_GAP && !ESZ_CALL(gap4, c, r, dst, start, end)) return ESZ_E_STREAM;
     if (streams == 4 && c->alphabet == ESZ_JOINT && !ESZ_CALL(joint4, c, r, dst, start, end)) return ESZ_E_STREAM;
-    if (streams == 4 && c->alphabet == ESZ_MASK8 && !ESZ_CALL(mask4, c, r, dst, start, end)) return ESZ_E_STREAM;
+    if (streams == 4 && c->alphabet == ESZ_MASK8 && !ESZ_CALL_MASK4(c, r, dst, start, end)) return ESZ_E_STREAM;
 #endif
     for (s = 0; s < streams; s++) {
         int ok;
