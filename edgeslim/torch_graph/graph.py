@@ -51,7 +51,10 @@ class TorchGraph:
         if unknown:
             listed = ", ".join(f"{kind} (first at {place})" for kind, place in sorted(unknown.items()))
             raise BadInputError(
-                "graph", f"operators without a gradient: {listed}", expected="operators that edgeslim.torch_graph has"
+                "graph",
+                f"operators without a gradient: {listed}",
+                expected="operators that edgeslim.torch_graph has",
+                hint='method or importance "activation" does without gradients',
             )
         self._known = known
         self.inputs = tuple(value.name or "" for value in graph.inputs)

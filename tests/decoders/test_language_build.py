@@ -86,15 +86,25 @@ def test_a_huggingface_folder(tmp_path: Path) -> None:
             edgeslim.build(target="linux-arm64", folder=tmp_path / "other", use_cache=False)
 
 
+def test_fewer_neurons_by_their_activations(tmp_path: Path) -> None:
+    tiny_llama.write_huggingface(tmp_path / "model")
+    steps = '[[steps]]\nuse = "prune_structured"\nkeep_neurons = 0.7\n'
+    folder = project(tmp_path / "project", str(tmp_path / "model"), steps + 'importance = "activation"\n', drop=10)
+    report = edgeslim.build(target="linux-arm64", folder=folder, use_cache=False)
+    assert report.steps[1].metrics["neurons_kept"] == pytest.approx(2 / 3)
+    assert report.steps[1].after["bytes"] < report.steps[1].before["bytes"]
+    project(folder, str(tmp_path / "model"), steps)
+    with pytest.raises(BadInputError, match=r"GroupQueryAttention.*\n.*\n.*activation"):
+        edgeslim.build(target="linux-arm64", folder=folder, use_cache=False)
+
+
 def test_low_rank_pruning_and_codebooks(tmp_path: Path) -> None:
     """What needs no training works on the graph, which is written from the checkpoint."""
     names = ("low_rank", "prune_magnitude", "cluster")
     steps = "".join(f'[[steps]]\nuse = "{name}"\nmin_elements = 100\n' for name in names)
     tiny_llama.write_huggingface(tmp_path / "model")
-    folder = project(
-        tmp_path / "project", str(tmp_path / "model"), steps.replace('"low_rank"', '"low_rank"\nmultiple = 2')
-    )
-    (folder / "edgeslim.toml").write_text((folder / "edgeslim.toml").read_text().replace("0.05", "10"))
+    steps = steps.replace('"low_rank"', '"low_rank"\nmultiple = 2')
+    folder = project(tmp_path / "project", str(tmp_path / "model"), steps, drop=10)
     report = edgeslim.build(target="linux-arm64", folder=folder, use_cache=False)
     assert [step.name for step in report.steps[1:4]] == list(names)
     assert all(step.changed > 1 for step in report.steps[1:4])
