@@ -63,6 +63,15 @@ def test_load_recipe(tmp_path: Path) -> None:
     assert load_recipe(path).graph[0].stage == QuantizeInt8(form="qdq")
 
 
+def test_the_samples_recipes() -> None:
+    paths = sorted((Path(__file__).parent.parent / "samples").glob("*/recipes/*.toml"))
+    assert len(paths) >= 4
+    for path in paths:
+        recipe = load_recipe(path)
+        assert recipe.torch, path  # they train
+        assert recipe.graph[-1].name == "quantize_int8", path
+
+
 @pytest.mark.parametrize(
     ("step", "where", "got", "expected", "hint"),
     [
