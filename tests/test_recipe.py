@@ -108,3 +108,13 @@ def test_malformed_files(tmp_path: Path, text: str, got: str, refuses: Any) -> N
     path.write_text(text, encoding="utf-8")
     with refuses(BadInputError, where=str(path), got=got):
         load_recipe(path)
+
+
+def test_the_samples_pruned_recipe_is_read() -> None:
+    """README and docs/devices.md quote its figures: half of the hidden neurons, then int8."""
+    recipe = load_recipe(Path(__file__).parents[1] / "samples" / "sentence-embedding" / "pruned.toml")
+    assert recipe.torch == ()
+    pruned, quantized = recipe.graph
+    assert (pruned.name, quantized.name) == ("prune_structured", "quantize_int8")
+    assert vars(pruned.stage)["keep_neurons"] == 0.5
+    assert vars(quantized.stage)["activation"] == "auto"
