@@ -22,7 +22,7 @@ from edgeslim.packaging.archive import apk_download_bytes
 from edgeslim.packaging.bundle import file_entry
 from edgeslim.project import Plan
 from edgeslim.recheck_device import DeviceOptions, run_package
-from edgeslim.session import open_runner
+from edgeslim.session import close_runner, open_runner
 from edgeslim.target import TargetProfile
 
 __all__ = ["check_build", "check_cost", "timed_feed"]
@@ -56,6 +56,7 @@ def check_build(
         judged=samples.judged,
         progress=context.progress,
     )
+    close_runner(context.reference)  # latency is measured with a session of its own
     budget = plan.budget
     if device is not None:
         there = run_package(

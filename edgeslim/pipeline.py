@@ -39,7 +39,7 @@ from edgeslim.pooling import pooling_from_folder
 from edgeslim.project import Plan
 from edgeslim.recheck_device import DeviceOptions
 from edgeslim.reference import class_labels, export_reference, graph_bytes, retokenize
-from edgeslim.session import open_runner, runtime_version
+from edgeslim.session import RunnerOnDemand, open_runner, runtime_version
 from edgeslim.source import Source, resolve_source
 from edgeslim.stage_cost import pack_weights
 from edgeslim.stage_runs import check_source, run_stages
@@ -98,7 +98,7 @@ def run_build(
             target=plan.target,
             task=task,
             calibration=samples.calibration,
-            reference=open_runner(reference / graph.MODEL_NAME),
+            reference=RunnerOnDemand(reference / graph.MODEL_NAME),
             seed=plan.seed,
             work_dir=work,
             progress=progress,

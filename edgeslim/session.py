@@ -12,12 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from edgeslim.core import Feed
+from edgeslim.core import Feed, Runner
 from edgeslim.errors import BadInputError
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__all__ = ["OrtRunner", "make_options", "make_session", "max_difference", "open_runner", "runtime_version"]
+__all__ = [
+    "OrtRunner",
+    "RunnerOnDemand",
+    "close_runner",
+    "make_options",
+    "make_session",
+    "max_difference",
+    "open_runner",
+    "runtime_version",
+]
 
 
 class OrtRunner:
@@ -56,6 +65,29 @@ class OrtRunner:
         }
 
 
+class RunnerOnDemand:
+    """A graph that takes memory only between a call and ``close``, which may be followed by further calls."""
+
+    def __init__(self, path: Path, *, threads: int = 0) -> None:
+        self._path = path
+        self._threads = threads
+        self._runner: OrtRunner | None = None
+
+    def __call__(self, feed: Feed) -> Feed:
+        """Runs the model as ``OrtRunner`` does; opens it where it isn't open.
+
+        Raises:
+            BadInputError: the runtime refuses the model.
+        """
+        if self._runner is None:
+            self._runner = open_runner(self._path, threads=self._threads)
+        return self._runner(feed)
+
+    def close(self) -> None:
+        """Gives back what the open graph takes."""
+        self._runner = None
+
+
 def open_runner(path: Path, *, threads: int = 0, optimized: Path | None = None) -> OrtRunner:
     """Opens an ONNX file on the CPU with ``threads`` intra-op threads (0: all cores).
 
@@ -68,6 +100,12 @@ def open_runner(path: Path, *, threads: int = 0, optimized: Path | None = None) 
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     return OrtRunner(make_session(path, options))
+
+
+def close_runner(runner: Runner) -> None:
+    """Gives back the memory of a ``RunnerOnDemand``; other runners stay as they are."""
+    if isinstance(runner, RunnerOnDemand):
+        runner.close()
 
 
 def make_options(threads: int = 0) -> Any:

@@ -26,7 +26,7 @@ from edgeslim.errors import EdgeslimError
 from edgeslim.graphs import graph
 from edgeslim.graphs.freeze import fixed_length
 from edgeslim.quantizing.storage_grid import encode_weights
-from edgeslim.session import open_runner
+from edgeslim.session import RunnerOnDemand, close_runner
 
 __all__ = ["StageCost", "measure_stage", "pack_weights"]
 
@@ -62,10 +62,13 @@ def measure_stage(
     changed = context if calibration is None else replace(context, calibration=calibration)
     threads = context.target.runtime.threads
     graphs = [folder / graph.MODEL_NAME for folder in (before, after)]
-    left, right = (open_runner(path, threads=threads) for path in graphs)
     feed = fixed_length_feed(changed.calibration, fixed_length(graphs[0]) or LENGTH)
+    close_runner(context.reference)  # two graphs are open at a time, never three
+    left, right = (RunnerOnDemand(path, threads=threads) for path in graphs)
     times = measure_pair(left, right, feed, rounds=ROUNDS)
+    right.close()
     figures = [dict(known) if known else _figures(before, left, context, scratch)]
+    left.close()
     figures.append(_figures(after, right, changed, scratch))
     figures[0]["latency_ms"] = round(statistics.median(times.reference_ms), 3)
     figures[1]["latency_ms"] = round(statistics.median(times.candidate_ms), 3)

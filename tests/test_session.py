@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgeslim.errors import BadInputError
-from edgeslim.session import max_difference, open_runner, runtime_version
+from edgeslim.session import RunnerOnDemand, close_runner, max_difference, open_runner, runtime_version
 
 FEED = {"x": np.linspace(-1, 1, 32, dtype=np.float32).reshape(2, 16)}
 
@@ -30,6 +30,18 @@ def test_a_runner_is_called_like_a_function(mlp_onnx: Path) -> None:
 def test_inputs_that_the_graph_lacks_are_left_out(mlp_onnx: Path) -> None:
     more = {**FEED, "attention_mask": np.ones((2, 4), np.int64)}
     np.testing.assert_array_equal(open_runner(mlp_onnx)(more)["y"], open_runner(mlp_onnx)(FEED)["y"])
+
+
+def test_a_runner_on_demand_opens_the_graph_when_it_is_called(mlp_onnx: Path, tmp_path: Path) -> None:
+    wanted = open_runner(mlp_onnx)(FEED)["y"]
+    runner = RunnerOnDemand(mlp_onnx)
+    np.testing.assert_array_equal(runner(FEED)["y"], wanted)
+    close_runner(runner)
+    np.testing.assert_array_equal(runner(FEED)["y"], wanted)
+    close_runner(open_runner(mlp_onnx))  # which stays as it is
+    gone = RunnerOnDemand(tmp_path / "missing.onnx")
+    with pytest.raises(BadInputError, match=r"missing\.onnx"):
+        gone(FEED)
 
 
 def test_signature(mlp_onnx: Path) -> None:
