@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgeslim.checks.accuracy import check_accuracy
+from edgeslim.checks.generation import check_generation, has_cache
 from edgeslim.checks.latency import check_latency
 from edgeslim.checks.lossless import check_lossless
 from edgeslim.checks.operators import check_operators
@@ -109,6 +110,8 @@ def check_cost(
     )
     feed = timed_feed(artifact.model, evaluation, max_length)
     yield from check_latency(artifact, feed, target, budget, progress=progress)
+    if has_cache(feed):
+        yield from check_generation(artifact, feed, target)
 
 
 def timed_feed(model: Path, evaluation: Sequence[Batch], max_length: int) -> Feed:

@@ -58,6 +58,10 @@ def test_a_gguf_file_keeps_its_blocks(built: Path) -> None:
     found = {finding["metric"]: finding["value"] for finding in report["findings"]}
     assert found["perplexity_ratio"] == pytest.approx(1, abs=0.02)
     assert found["agreement"] > 0.9
+    assert 0 < found["token_p50_ms"] < found["first_token_ms"] * 10
+    assert found["tokens_per_second"] == pytest.approx(1000 / found["token_p50_ms"])
+    assert found["token_ratio"] > 0
+    assert found["peak_memory_bytes"] > 0
     export = report["steps"][0]
     assert export["engine"] == "decoder"
     assert export["metrics"]["export_max_abs_diff"] < 1e-3
@@ -69,7 +73,8 @@ def test_its_package_is_checked_again(built: Path) -> None:
         CheckOptions(package=str(package), data=str(built / "evaluation.txt"), reference=str(built / "m.gguf"))
     )
     assert not report.failed(), report.failed()
-    assert {finding.metric for finding in report.findings} >= {"perplexity", "perplexity_ratio"}
+    found = {finding.metric for finding in report.findings}
+    assert found >= {"perplexity", "perplexity_ratio", "first_token_ms", "tokens_per_second"}
 
 
 def test_a_huggingface_folder(tmp_path: Path) -> None:

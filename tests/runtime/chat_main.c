@@ -1,6 +1,5 @@
 /* The generate loop in C by hand:
  *   chat_main sample FILE VOCABULARY TEMPERATURE TOP_P SEED     a token a line, for each row of float32 logits of the file
- *   chat_main forced FOLDER ID…                                 the likeliest token behind each of these, one fed at a time
  *   chat_main answer FOLDER TEMPERATURE TOP_P SEED MOST TEXT…   a turn a text: pieces in hex, then its tokens of all
  *   chat_main utf8 FILE                                         the file's bytes, one at a time, as whole characters */
 #include <stdio.h>
@@ -8,7 +7,6 @@
 #include <string.h>
 
 #include "edgeslim_chat.h"
-#include "edgeslim_decoder.h"
 #include "edgeslim_utf8.h"
 
 static int failed(edgeslim_status status, const edgeslim_error *error) {
@@ -51,23 +49,6 @@ static int utf8(const char *path) {
     return 0;
 }
 
-static int forced(edgeslim_model *model, char **words, int count) {
-    edgeslim_decoder *decoder;
-    edgeslim_error error = {""};
-    edgeslim_status status = edgeslim_decoder_open(model, &decoder, &error);
-    int k;
-    for (k = 0; k < count && status == EDGESLIM_OK; k++) {
-        const int64_t id = atoll(words[k]);
-        const float *logits;
-        size_t vocabulary;
-        status = edgeslim_decoder_feed(decoder, &id, 1, &logits, &vocabulary, &error);
-        if (status == EDGESLIM_OK) printf("%zu\n", edgeslim_best(logits, vocabulary));
-        if (status == EDGESLIM_OK && edgeslim_decoder_length(decoder) != (size_t)k + 1) return 3;
-    }
-    edgeslim_decoder_close(decoder);
-    return status == EDGESLIM_OK ? 0 : failed(status, &error);
-}
-
 static int print(void *context, const char *text, size_t bytes) {
     size_t *left = context, k;
     for (k = 0; k < bytes; k++) printf("%02x", (unsigned)(uint8_t)text[k]);
@@ -104,7 +85,6 @@ int main(int count, char **words) {
     if (strcmp(words[1], "utf8") == 0) return utf8(words[2]);
     if (strcmp(words[1], "sample") == 0) return count == 7 ? sample(words + 2) : 2;
     if ((status = edgeslim_open(words[2], &options, &model, &error)) != EDGESLIM_OK) return failed(status, &error);
-    if (strcmp(words[1], "forced") == 0) code = forced(model, words + 3, count - 3);
     if (strcmp(words[1], "answer") == 0 && count > 7) code = answer(model, words + 3, count - 3);
     edgeslim_close(model);
     return code;
