@@ -26,6 +26,7 @@ from measurement import classify, compare_accuracy, measure_latency, median_rati
 from subjects import SAMPLES, SEQUENCE, TOKEN_INPUTS, Subject, text_classification
 
 import edgeslim
+from edgeslim.checks.package import check_weights
 from edgeslim.core import Batch
 from edgeslim.datasets.data import Example, load_examples
 from edgeslim.datasets.encoding import encode_examples, load_tokenizer
@@ -80,7 +81,9 @@ def measure(recipe: str, subject: Subject, judged: Mapping[str, Judged], work: P
         out=str(work / recipe),
     )
     package = Path(report.artifact.path)
-    folder = unpack_package(package, work / f"{recipe}-package").folder
+    unpacked = unpack_package(package, work / f"{recipe}-package")
+    assert all(finding.verdict != "fail" for finding in check_weights(unpacked))  # it decodes them, too
+    folder = unpacked.folder
     runner = open_runner(folder / MODEL_NAME, threads=1)
     answers = {name: classify(runner, encode(known.texts, folder / "tokenizer")) for name, known in judged.items()}
     # Ids that any vocabulary has; what they mean makes no difference to the time.
