@@ -15,15 +15,10 @@ from esz_compile import SOURCES, compile_c
 from edgeslim.codec import library
 from edgeslim.codec.format import FEATURE_ROWS, parse_header
 from edgeslim.errors import MissingToolError
+from tests.needs import need
 
 HERE = Path(__file__).parent
 GOLDEN = HERE.parent / "golden"
-PACKAGES = {
-    "clang": "clang",
-    "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
-    "arm-linux-gnueabihf-gcc": "gcc-arm-linux-gnueabihf",
-    "arm-none-eabi-gcc": "gcc-arm-none-eabi",
-}
 READER = ("parse_header", "index_begin", "index_next", "segment_begin", "block_at", "block_decode")
 UNKNOWN_ALPHABET, UNKNOWN_FEATURE = 12, 7
 SANITIZERS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -96,8 +91,7 @@ TARGETS = {
 @pytest.mark.parametrize("target", TARGETS)
 def test_sources_compile_without_a_warning(target: str, tmp_path: Path) -> None:
     compiler, *flags = TARGETS[target]
-    if shutil.which(compiler) is None and compiler != "gcc":
-        pytest.skip(f"no {compiler}: apt-get install {PACKAGES[compiler]}")
+    need(compiler)
     if target == "wasm32":  # without a C library, the three functions that the decoder calls are declared by hand
         (tmp_path / "string.h").write_text(
             "#include <stddef.h>\nvoid *memcpy(void *, const void *, size_t);\n"
@@ -123,8 +117,7 @@ def code_bytes(path: Path) -> int:
 )
 def test_decoder_for_small_devices_does_not_grow(alphabets: int, most: int, most_linked: int, tmp_path: Path) -> None:
     """All of it with its messages, and what a device links that reads block by block; the aim is 6,144."""
-    if shutil.which("aarch64-linux-gnu-gcc") is None:
-        pytest.skip("no aarch64-linux-gnu-gcc: apt-get install gcc-aarch64-linux-gnu")
+    need("aarch64-linux-gnu-gcc")
     flags = ("-Os", "-DESZ_SMALL", f"-DESZ_ALPHABETS={alphabets}u", "-fno-asynchronous-unwind-tables")
     compiled = compile_c(
         tmp_path / "esz.o", *flags, "-ffunction-sections", "-c", SOURCES / "esz.c", compiler="aarch64-linux-gnu-gcc"
@@ -160,8 +153,7 @@ def test_alphabets_left_out_are_refused(flags: tuple[str, ...], tmp_path: Path) 
 
 @pytest.mark.slow
 def test_fuzzer_finds_nothing(tmp_path: Path) -> None:
-    if shutil.which("clang") is None:
-        pytest.skip("no clang: apt-get install clang")
+    need("clang")
     flags = ("-g", "-O1", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all", "-I", SOURCES)
     program = compile_c(tmp_path / "fuzz", *flags, HERE / "fuzz_esz.c", SOURCES / "esz.c", compiler="clang")
     (tmp_path / "corpus").mkdir()

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 from esz_compile import SOURCES, compile_c
+
+from tests.needs import need
 
 HERE = Path(__file__).parent
 GOLDEN = HERE.parent / "golden"
@@ -22,10 +23,7 @@ FLAGS = ("-g", "-O1", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-reco
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("clang") is None and os.environ.get("CI") == "true":
-        pytest.fail("no clang: apt-get install clang libclang-rt-14-dev")
-    if shutil.which("clang") is None:
-        pytest.skip("no clang: apt-get install clang libclang-rt-14-dev")
+    need("clang")
     sources = (HERE / "fuzz_encode.c", SOURCES / "esz.c", SOURCES / "esz_encode.c")
     return compile_c(tmp_path_factory.mktemp("fuzz") / "fuzz", *FLAGS, "-I", SOURCES, *sources, compiler="clang")
 

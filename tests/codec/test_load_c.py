@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from esz_compile import SOURCES, compile_c
 
 from edgeslim.codec import Segment, write_container
 from edgeslim.runtime import C_DIR
+from tests.needs import need
 
 HERE = Path(__file__).parent
 GOLDEN = HERE.parent / "golden"
@@ -151,7 +151,6 @@ def test_memory_beside_the_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang", "aarch64-linux-gnu-gcc", "arm-linux-gnueabihf-gcc"])
 def test_no_warning(compiler: str, tmp_path: Path) -> None:
-    if compiler != "gcc" and shutil.which(compiler) is None:
-        pytest.skip(f"no {compiler}")
+    need(compiler)
     flags = ("-O2", "-Wconversion", "-Wno-sign-conversion", *INCLUDES)
     compile_c(tmp_path / "out.o", *flags, "-c", C_DIR / "esz_load.c", compiler=compiler)

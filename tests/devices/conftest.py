@@ -1,9 +1,7 @@
-"""Models and tools for the tests of devices. What a test needs is there, or it is skipped; in CI it fails."""
+"""Models and tools for the tests of devices."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +10,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeslim.core import Feed
+from tests.needs import need
+
+__all__ = ["EMULATORS", "TRIPLETS", "need", "need_machine"]
 
 TRIPLETS = {"aarch64": "aarch64-linux-gnu", "armhf": "arm-linux-gnueabihf"}
 EMULATORS = {"aarch64": "qemu-aarch64", "armhf": "qemu-arm"}
-
-
-def need(*tools: str) -> None:
-    """Skips the test where a program isn't installed; in CI that is a failure."""
-    missing = [tool for tool in tools if shutil.which(tool) is None]
-    if missing and os.environ.get("CI"):
-        pytest.fail("not installed: " + ", ".join(missing))
-    if missing:
-        pytest.skip("not installed: " + ", ".join(missing))
 
 
 def need_machine(isa: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from edgeslim.packaging.swift_files import module_name, swift_extras
 from edgeslim.packaging.tarball import write_tarball
 from edgeslim.packaging.unpack import unpack_package
 from edgeslim.runtime import SWIFT_DIR
+from tests.needs import need
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAME = "all-minilm-l6-v2"
@@ -125,8 +125,7 @@ def test_module_names(name: str, module: str) -> None:
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang", "aarch64-linux-gnu-gcc"])
 def test_c_sources_compile_as_the_package_lays_them(package: Path, compiler: str) -> None:
-    if compiler != "gcc" and shutil.which(compiler) is None:
-        pytest.skip(f"no {compiler}")
+    need(compiler)
     folder = package / "Sources" / "CEdgeslim"
     sources = sorted(folder.glob("*.c"))
     assert [source.name for source in sources] == ["esz.c", "esz_load.c", "esz_token.c"]

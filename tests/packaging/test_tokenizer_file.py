@@ -17,6 +17,7 @@ from edgeslim.packaging.tokenizer_file import pack_tokenizer, write_tokenizer
 from edgeslim.packaging.tokenizer_json import read_tokenizer_json
 from edgeslim.packaging.unicode_tables import read_unicode_tables, write_unicode_tables
 from edgeslim.runtime import C_DIR, UNICODE_TABLES
+from tests.needs import need
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests" / "tokenizing"))
@@ -165,8 +166,7 @@ def test_tables_are_what_the_library_says() -> None:
 @pytest.mark.parametrize("compiler", ["aarch64-linux-gnu-gcc", "arm-linux-gnueabihf-gcc", "gcc"])
 def test_the_tokenizer_is_small(compiler: str, tmp_path: Path) -> None:
     """At most 12 KiB of code: decoder, loader, tokenizer and tables share 64 kB on ARM (test_cmake.py)."""
-    if shutil.which(compiler) is None:
-        pytest.skip(f"no {compiler}")
+    need(compiler)
     output = tmp_path / "token.o"
     command = [compiler, "-std=c99", "-Os", "-c", C_DIR / "esz_token.c", "-o", output]
     subprocess.run(command, check=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import struct
 import subprocess
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from token_cases import (
 from tokenizers import Tokenizer
 
 from edgeslim.runtime import C_DIR
+from tests.needs import need
 
 HERE = Path(__file__).parent
 FLAGS = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wno-sign-conversion", "-Werror")
@@ -168,6 +168,5 @@ def test_every_number_of_the_header_is_checked(run: Run) -> None:
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang", "aarch64-linux-gnu-gcc", "arm-linux-gnueabihf-gcc"])
 def test_no_warning(compiler: str, tmp_path: Path) -> None:
-    if compiler != "gcc" and shutil.which(compiler) is None:
-        pytest.skip(f"no {compiler}")
+    need(compiler)
     compile_c(tmp_path / "out.o", "-O2", "-c", C_DIR / "esz_token.c", compiler=compiler)
