@@ -32,30 +32,30 @@ def checkpoint() -> Checkpoint:
     return ArrayCheckpoint(arrays, shape_from_config(tiny_llama.config().to_dict(), "tiny"))
 
 
-def test_moments_are_weighted_by_the_tokens_gradients() -> None:
+def test_moments_and_gradients_are_sums_over_tokens() -> None:
     import torch
 
-    found = collect_statistics(checkpoint(), [Batch(feed={"input_ids": TOKENS}, rows=1)], seed=3, progress=Quiet())
+    # Of gate and up projection the second alone: what they share must not depend on the first being asked for.
+    paths = [f"model.layers.1.mlp.{name}_proj" for name in ("up", "down")]
+    batches = [Batch(feed={"input_ids": TOKENS}, rows=1)]
+    found = collect_statistics(checkpoint(), batches, seed=3, progress=Quiet(), paths=paths)
     module = make_module(checkpoint())
-    layer = module.model.layers[1].mlp
-    seen: dict[str, torch.Tensor] = {}
-    for name in ("gate_proj", "up_proj"):
-        getattr(layer, name).register_forward_hook(lambda _, x, y, name=name: seen.update({name: y, "x": x[0]}))
+    seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for path in paths:
+        module.get_submodule(path).register_forward_hook(lambda _, x, y, path=path: seen.update({path: (x[0], y)}))
     logits = module(torch.from_numpy(TOKENS)).logits[0]
     drawn = torch.multinomial(torch.softmax(logits, -1), 1, generator=torch.Generator().manual_seed(3))[:, 0]
     loss = -torch.log_softmax(logits, -1).gather(1, drawn[:, None]).sum()
-    gate, up = (item[0].numpy() for item in torch.autograd.grad(loss, [seen["gate_proj"], seen["up_proj"]]))
-    rows = seen["x"].detach().numpy()[0]
-    wanted = np.zeros((64, 64))
-    for x, one, other in zip(rows, gate, up, strict=True):
-        wanted += (np.mean(one**2) + np.mean(other**2)) * np.outer(x, x)
-    name = input_name("model.layers.1.mlp.up_proj")
-    assert name == "model.layers.1.mlp.gate_proj"
-    np.testing.assert_allclose(found.moments[name], wanted, rtol=1e-3, atol=1e-5 * np.abs(wanted).max())
-    weight = np.mean(gate**2) + np.mean(up**2)
-    np.testing.assert_allclose(
-        found.gradients["model.layers.1.mlp.up_proj"], np.mean(up**2, axis=0) / weight, rtol=1e-3, atol=1e-6
-    )
+    for path in paths:
+        rows, output = seen[path]
+        gradient = torch.autograd.grad(loss, output, retain_graph=True)[0][0].numpy()
+        weights = np.square(gradient).mean(axis=1) if "down" in path else np.ones(len(gradient))
+        wanted = sum(w * np.outer(x, x) for w, x in zip(weights, rows.detach().numpy()[0], strict=True))
+        moments = found.moments[input_name(path)]
+        np.testing.assert_allclose(moments, wanted, rtol=1e-3, atol=1e-5 * np.abs(wanted).max())
+        costs = np.square(gradient).sum(axis=0) / weights.sum()
+        np.testing.assert_allclose(found.gradients[path], costs, rtol=1e-3, atol=1e-4 * costs.mean())
+    assert input_name(paths[0]) == "model.layers.1.mlp.gate_proj"
     shares = special.softmax(logits.detach().numpy().astype(np.float64), axis=-1)
     fisher = (shares * (1 - shares)).sum(axis=0)
     np.testing.assert_allclose(found.logit_fisher, fisher / fisher.mean(), rtol=1e-4, atol=1e-7)
@@ -81,6 +81,14 @@ def test_stages_refuse_what_has_no_checkpoint_or_is_quantized(
         stage.run(rounded, context(tmp_path))
     with pytest.raises(BadInputError, match="no samples"):
         collect_statistics(checkpoint(), [], seed=0, progress=Quiet())
+
+
+@pytest.mark.parametrize("bits", [2.0, 3.5, 6.0])
+def test_few_bits_lift_the_limit_on_steps(bits: float, tmp_path: Path) -> None:
+    floats = load_graph(write_decoder(checkpoint(), tmp_path / "float"))
+    result = QuantizeDecoder(target_bits=bits, strength=0).run(floats, context(tmp_path))
+    assert result.metrics["predicted_bits"] == pytest.approx(bits, abs=0.02)
+    assert result.metrics["bits_per_weight"] == pytest.approx(bits, abs=0.25)
 
 
 @pytest.mark.parametrize("settings", [{"target_bits": 1.0}, {"calibration_windows": 0}, {"damping": -1.0}])
