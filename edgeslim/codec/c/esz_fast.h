@@ -12,9 +12,7 @@
 
 #if ESZ_FAST
 
-#define ESZ_EIGHT(act) act(0) act(1) act(2) act(3) act(4) act(5) act(6) act(7)
-#define esz_lane_put8(s) dst[(at + s) * stride] = (uint8_t)esz_lane_next(&l##s, table, mask);
-#define esz_lane_refill8(s) esz_lane_refill(&l##s);
+#define ESZ_PUT(s) dst[(at + s) * stride] = (uint8_t)esz_lane_next(&l##s, table, mask);
 
 /* PLAIN and PAIR, 8 interleaved streams: `round` symbols a lane between refills; bytes go `stride` apart. Returns the
  * items done (a multiple of 8), or n + 1 if a stream ran past its end. */
@@ -27,14 +25,7 @@ ESZ_INLINE size_t esz_plain8_core(const esz_code *c, esz_reader *r, uint8_t *dst
     esz_lane_row row;
     esz_lane l0, l1, l2, l3, l4, l5, l6, l7;
     if (r[7].end - r[0].p < 8 || r[7].p > last) return 0;
-    esz_lane_begin(&l0, r[0].p);
-    esz_lane_begin(&l1, r[1].p);
-    esz_lane_begin(&l2, r[2].p);
-    esz_lane_begin(&l3, r[3].p);
-    esz_lane_begin(&l4, r[4].p);
-    esz_lane_begin(&l5, r[5].p);
-    esz_lane_begin(&l6, r[6].p);
-    esz_lane_begin(&l7, r[7].p);
+    ESZ_EIGHT(ESZ_LANE_BEGIN)
     if (rows) {
         esz_lane_row_begin(&row, c, 0);
         table = row.t;
@@ -53,9 +44,9 @@ ESZ_INLINE size_t esz_plain8_core(const esz_code *c, esz_reader *r, uint8_t *dst
         if (room == 0) break;
         if (rows && k == 0) { /* the row's last items, then the next row */
             for (i = (unsigned)(stop - at) / 8; i > 0; i--, at += 8) {
-                ESZ_EIGHT(esz_lane_put8)
+                ESZ_EIGHT(ESZ_PUT)
             }
-            ESZ_EIGHT(esz_lane_refill8)
+            ESZ_EIGHT(ESZ_LANE_REFILL)
             if (at < stop || at >= n) break;
             esz_lane_seek(&row, c, at);
             table = row.t;
@@ -65,15 +56,12 @@ ESZ_INLINE size_t esz_plain8_core(const esz_code *c, esz_reader *r, uint8_t *dst
         if (k == 0) break;
         for (k = esz_least(k, room); k > 0; k--) {
             for (i = 0; i < round; i++, at += 8) {
-                ESZ_EIGHT(esz_lane_put8)
+                ESZ_EIGHT(ESZ_PUT)
             }
-            ESZ_EIGHT(esz_lane_refill8)
+            ESZ_EIGHT(ESZ_LANE_REFILL)
         }
     }
-    if (esz_lane_end(&l0, &r[0]) && esz_lane_end(&l1, &r[1]) && esz_lane_end(&l2, &r[2]) && esz_lane_end(&l3, &r[3]) &&
-        esz_lane_end(&l4, &r[4]) && esz_lane_end(&l5, &r[5]) && esz_lane_end(&l6, &r[6]) && esz_lane_end(&l7, &r[7]))
-        return at;
-    return n + 1;
+    return 1 ESZ_EIGHT(ESZ_LANE_ENDS) ? at : n + 1;
 }
 
 /* How many symbols of plain streams a lane's 56 bits hold. */

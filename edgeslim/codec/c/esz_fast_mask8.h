@@ -159,16 +159,10 @@ ESZ_INLINE int esz_mask4_loops(const esz_code *c, esz_reader *r, uint8_t *dst, s
     (void)deposit;
 #endif
     if (r[3].end - r[0].p < 8 || r[3].p > last) return 1;
-    esz_lane_begin(&l0, r[0].p);
-    esz_lane_begin(&l1, r[1].p);
-    esz_lane_begin(&l2, r[2].p);
-    esz_lane_begin(&l3, r[3].p);
+    ESZ_FOUR(ESZ_LANE_BEGIN)
     if (rows) {
         for (s = 0; s < 4; s++) esz_lane_row_begin(&row[s], c, at[s]);
-        t0 = row[0].t;
-        t1 = row[1].t;
-        t2 = row[2].t;
-        t3 = row[3].t;
+        ESZ_FOUR(ESZ_LANE_TABLE)
     }
     for (;;) { /* chunks 0 to 2 are not shorter than chunk 3; a group takes at most 99 bits */
         size_t k = esz_least((size - a) / 8, esz_steps(l0.p, last, 16));
@@ -183,16 +177,13 @@ ESZ_INLINE int esz_mask4_loops(const esz_code *c, esz_reader *r, uint8_t *dst, s
         t##s = row[s].t; \
     } \
     ESZ_GROUP(&l##s, t##s, a##s + a);
-            ESZ_STEP(0)
-            ESZ_STEP(1)
-            ESZ_STEP(2)
-            ESZ_STEP(3)
+            ESZ_FOUR(ESZ_STEP)
 #undef ESZ_STEP
 #undef ESZ_GROUP
         }
     }
     for (s = 0; s < 4; s++) at[s] += a;
-    return esz_lane_end(&l0, &r[0]) && esz_lane_end(&l1, &r[1]) && esz_lane_end(&l2, &r[2]) && esz_lane_end(&l3, &r[3]);
+    return 1 ESZ_FOUR(ESZ_LANE_ENDS);
 }
 
 ESZ_INLINE int esz_mask4_core(const esz_code *c, esz_reader *r, uint8_t *dst, size_t *at, const size_t *end,

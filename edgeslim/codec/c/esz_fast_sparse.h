@@ -35,16 +35,10 @@ ESZ_INLINE int esz_gap4_core(const esz_code *c, esz_reader *r, uint8_t *dst, siz
     esz_lane l0, l1, l2, l3;
     esz_lane_row row[4];
     if (r[3].end - r[0].p < 8 || r[3].p > last) return 1;
-    esz_lane_begin(&l0, r[0].p);
-    esz_lane_begin(&l1, r[1].p);
-    esz_lane_begin(&l2, r[2].p);
-    esz_lane_begin(&l3, r[3].p);
+    ESZ_FOUR(ESZ_LANE_BEGIN)
     if (rows) {
         for (s = 0; s < 4; s++) esz_lane_row_begin(&row[s], c, at[s]);
-        t0 = row[0].t;
-        t1 = row[1].t;
-        t2 = row[2].t;
-        t3 = row[3].t;
+        ESZ_FOUR(ESZ_LANE_TABLE)
     }
     for (;;) {
         k = esz_least(esz_steps(l0.p, last, 8), (e0 - a0) / step);
@@ -59,18 +53,9 @@ ESZ_INLINE int esz_gap4_core(const esz_code *c, esz_reader *r, uint8_t *dst, siz
         esz_lane_seek(&row[s], c, a##s); \
         t##s = row[s].t; \
     }
-            ESZ_STEP(0)
-            ESZ_STEP(1)
-            ESZ_STEP(2)
-            ESZ_STEP(3)
-            ESZ_STEP(0)
-            ESZ_STEP(1)
-            ESZ_STEP(2)
-            ESZ_STEP(3)
-            esz_lane_refill(&l0);
-            esz_lane_refill(&l1);
-            esz_lane_refill(&l2);
-            esz_lane_refill(&l3);
+            ESZ_FOUR(ESZ_STEP)
+            ESZ_FOUR(ESZ_STEP)
+            ESZ_FOUR(ESZ_LANE_REFILL)
         }
     }
     do { /* lanes that are not done go on, as long as a gap ends before the chunk */
@@ -81,10 +66,7 @@ ESZ_INLINE int esz_gap4_core(const esz_code *c, esz_reader *r, uint8_t *dst, siz
         esz_lane_refill(&l##s); \
         more = 1; \
     }
-        ESZ_LAST(0)
-        ESZ_LAST(1)
-        ESZ_LAST(2)
-        ESZ_LAST(3)
+        ESZ_FOUR(ESZ_LAST)
 #undef ESZ_LAST
 #undef ESZ_STEP
     } while (more);
@@ -92,7 +74,7 @@ ESZ_INLINE int esz_gap4_core(const esz_code *c, esz_reader *r, uint8_t *dst, siz
     at[1] = a1;
     at[2] = a2;
     at[3] = a3;
-    return esz_lane_end(&l0, &r[0]) && esz_lane_end(&l1, &r[1]) && esz_lane_end(&l2, &r[2]) && esz_lane_end(&l3, &r[3]);
+    return 1 ESZ_FOUR(ESZ_LANE_ENDS);
 }
 
 /* One token of JOINT; its last element is where its value goes, and a run's value is the fill value. `at` is the last
@@ -122,10 +104,7 @@ ESZ_INLINE int esz_joint4_core(const esz_code *c, esz_reader *r, uint8_t *dst, s
     esz_row row[4];
     size_t next[4]; /* where the rows end, as `a` counts */
     if (r[3].end - r[0].p < 8 || r[3].p > last) return 1;
-    esz_lane_begin(&l0, r[0].p);
-    esz_lane_begin(&l1, r[1].p);
-    esz_lane_begin(&l2, r[2].p);
-    esz_lane_begin(&l3, r[3].p);
+    ESZ_FOUR(ESZ_LANE_BEGIN)
     if (rows) {
         for (s = 0; s < 4; s++) {
             esz_row_begin(&row[s], c);
@@ -153,15 +132,9 @@ ESZ_INLINE int esz_joint4_core(const esz_code *c, esz_reader *r, uint8_t *dst, s
         next[s] = unit * (row[s].end - 1); \
         t##s = c->first[row[s].number].joint; \
     }
-                ESZ_STEP(0)
-                ESZ_STEP(1)
-                ESZ_STEP(2)
-                ESZ_STEP(3)
+                ESZ_FOUR(ESZ_STEP)
             }
-            esz_lane_refill(&l0);
-            esz_lane_refill(&l1);
-            esz_lane_refill(&l2);
-            esz_lane_refill(&l3);
+            ESZ_FOUR(ESZ_LANE_REFILL)
         }
     }
     do { /* lanes that are not done go on, as long as a token ends within the chunk */
@@ -172,10 +145,7 @@ ESZ_INLINE int esz_joint4_core(const esz_code *c, esz_reader *r, uint8_t *dst, s
         esz_lane_refill(&l##s); \
         more = 1; \
     }
-        ESZ_LAST(0)
-        ESZ_LAST(1)
-        ESZ_LAST(2)
-        ESZ_LAST(3)
+        ESZ_FOUR(ESZ_LAST)
 #undef ESZ_LAST
 #undef ESZ_STEP
     } while (more);
@@ -183,7 +153,7 @@ ESZ_INLINE int esz_joint4_core(const esz_code *c, esz_reader *r, uint8_t *dst, s
     at[1] = (a1 + unit) / unit;
     at[2] = (a2 + unit) / unit;
     at[3] = (a3 + unit) / unit;
-    return esz_lane_end(&l0, &r[0]) && esz_lane_end(&l1, &r[1]) && esz_lane_end(&l2, &r[2]) && esz_lane_end(&l3, &r[3]);
+    return 1 ESZ_FOUR(ESZ_LANE_ENDS);
 }
 
 #endif

@@ -87,5 +87,14 @@ ESZ_INLINE void esz_lane_row_begin(esz_lane_row *l, const esz_code *c, size_t at
     esz_lane_seek(l, c, at);
 }
 
+/* The same for each lane of a loop: l0, l1, ... are variables of their own, so that they stay in registers. `r` are the
+ * streams' readers, t0, t1, ... the lanes' tables. */
+#define ESZ_FOUR(act) act(0) act(1) act(2) act(3)
+#define ESZ_EIGHT(act) ESZ_FOUR(act) act(4) act(5) act(6) act(7)
+#define ESZ_LANE_BEGIN(s) esz_lane_begin(&l##s, r[s].p);
+#define ESZ_LANE_REFILL(s) esz_lane_refill(&l##s);
+#define ESZ_LANE_TABLE(s) t##s = row[s].t;
+#define ESZ_LANE_ENDS(s) && esz_lane_end(&l##s, &r[s])
+
 #endif
 #endif
