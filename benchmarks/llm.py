@@ -50,6 +50,7 @@ from edgeslim.source import resolve_source
 from edgeslim.stages.keep_blocks import KeepBlocks
 from edgeslim.stages.low_rank import LowRank
 from edgeslim.stages.prune_sensitivity import PruneSensitivity
+from edgeslim.stages.prune_structured import PruneStructured
 from edgeslim.stages.quantize_decoder import QuantizeDecoder
 from edgeslim.stages.quantize_int4 import QuantizeInt4
 from edgeslim.target import load_target
@@ -72,6 +73,7 @@ STAGES: dict[str, tuple[type, Mapping[str, Any]]] = {
     "edgeslim int4 GPTQ": (QuantizeInt4, {"algorithm": "gptq"}),
     "edgeslim SparseGPT, 50 %": (PruneSensitivity, {"method": "obs", "sparsity": 0.5}),
     "edgeslim SparseGPT, 2:4": (PruneSensitivity, {"method": "obs", "pattern": "2:4"}),
+    "edgeslim 3/4 of the neurons": (PruneStructured, {"keep_neurons": 0.75, "importance": "activation"}),
     "edgeslim low rank, 90 %": (LowRank, {"method": "activation", "keep": 0.9}),
 }
 

@@ -160,3 +160,35 @@ def test_coarse_grids_meet_their_bits(tmp_path: Path) -> None:
     assert metrics["bits_per_weight"] == pytest.approx(5, abs=0.5)
     found = {finding.metric: finding.value for finding in report.findings}
     assert found["perplexity_ratio"] == pytest.approx(1, abs=0.1)
+
+
+RECIPES = {
+    "2:4": [{"use": "prune_sensitivity", "method": "obs", "pattern": "2:4"}],
+    "low rank, then 4 bits": [
+        {"use": "low_rank", "keep": 0.8, "multiple": 4, "min_elements": 1024},
+        {"use": "quantize_int4"},
+    ],
+    "neurons": [{"use": "prune_structured", "keep_neurons": 0.75, "importance": "activation"}],
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_techniques_for_any_graph_work_on_decoders(name: str, tmp_path: Path) -> None:
+    recipe = "".join(
+        "\n[[steps]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in step.items())
+        for step in RECIPES[name]
+    )
+    tiny_llama.write_huggingface(tmp_path / "model")
+    folder = project(tmp_path / "project", str(tmp_path / "model"), steps=recipe, drop=9)
+    report = edgeslim.build(target="linux-arm64", folder=folder, use_cache=False)
+    assert not report.failed(), report.failed()
+    steps_by_name = {step.name: step for step in report.steps}
+    if name == "2:4":
+        assert steps_by_name["prune_sensitivity"].metrics["sparsity"] == pytest.approx(0.5, abs=1e-3)
+    elif name == "neurons":
+        pruned = steps_by_name["prune_structured"]
+        lost = 2 * 3 * 32 * 64 * 4  # layers, matrices, neurons (of 96 stay 64, a multiple of 16), channels, bytes
+        assert pruned.before["bytes"] - pruned.after["bytes"] == pytest.approx(lost, rel=0.03)
+    else:
+        assert steps_by_name["low_rank"].metrics["kept"] <= 0.8
+        assert steps_by_name["quantize_int4"].metrics["tied_matrices"] == 1
