@@ -15,9 +15,9 @@ from tests.devices.conftest import need_machine
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["linux-arm64"])
+@pytest.mark.parametrize("name", ["linux-arm64", "linux-armhf"])
 def test_minilm_on_its_own_instruction_set(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Static int8 on a Cortex-A76: a sentence's vector there is that of here."""
+    """Static int8 on a Cortex-A76 and a Cortex-A7: a sentence's vector there is that of here."""
     need_machine(machine_isa(load_target(name).machine.isa))
     monkeypatch.setattr(latency, "PROBES", 1)
     texts = tmp_path / "texts.txt"
