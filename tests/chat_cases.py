@@ -14,23 +14,6 @@ import edgeslim
 from edgeslim.decoders.sampling import Sampling, SplitMix64
 from edgeslim.packaging.unpack import unpack_package
 
-PROJECT = """
-model = "m.gguf"
-name = "tiny"
-task = "causal-lm"
-
-[data]
-calibration = "calibration.txt"
-evaluation = "evaluation.txt"
-max_length = 32
-stride = 16
-
-[budget]
-max_drop = 0.05
-
-[[steps]]
-use = "keep_blocks"
-"""
 VOCABULARY = 500
 SETTINGS = [
     Sampling(),
@@ -64,9 +47,7 @@ def draws(sampling: Sampling) -> list[int]:
 
 def build_tiny(folder: Path, target: str = "linux-arm64") -> tuple[Path, Path]:
     """The package of a tiny model with a chat template, and the folder that it unpacks to."""
-    (folder / "edgeslim.toml").write_text(PROJECT)
-    (folder / "calibration.txt").write_text(tiny_llama.TEXT[:700])
-    (folder / "evaluation.txt").write_text("A dog of the lazy kind jumps 12 times over a fox. " * 6)
+    tiny_llama.write_project(folder, "m.gguf")
     tiny_llama.write_gguf(folder / "m.gguf", {"ffn": "Q4_1", "weight": "Q8_0"})
     report = edgeslim.build(target=target, folder=folder, use_cache=False)
     assert not report.failed(), report.failed()

@@ -16,6 +16,26 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 VOCABULARY = 320
 TEXT = "The quick brown fox jumps over the lazy dog, 1234 times; the dog doesn't mind. " * 30
 
+PROJECT = """
+model = "{model}"
+name = "tiny"
+task = "causal-lm"
+
+[data]
+calibration = "calibration.txt"
+evaluation = "evaluation.txt"
+max_length = 32
+stride = 16
+
+[budget]
+max_drop = {drop}
+{steps}
+"""
+KEEP = """
+[[steps]]
+use = "keep_blocks"
+"""
+
 
 @functools.cache
 def config() -> Any:
@@ -144,3 +164,12 @@ def greedy(prompt: list[int], count: int) -> list[int]:
         for _ in range(count):
             tokens.append(int(model()(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
     return tokens[len(prompt) :]
+
+
+def write_project(folder: Path, model: str, steps: str = KEEP, drop: float = 0.05) -> Path:
+    """A project that builds the model at ``model``, and its texts."""
+    folder.mkdir(exist_ok=True)
+    (folder / "edgeslim.toml").write_text(PROJECT.format(model=model, steps=steps, drop=drop))
+    (folder / "calibration.txt").write_text(TEXT[:700])
+    (folder / "evaluation.txt").write_text("A dog of the lazy kind jumps 12 times over a fox. " * 6)
+    return folder

@@ -14,39 +14,11 @@ from edgeslim.decoders.generation import generate
 from edgeslim.errors import BadInputError
 from edgeslim.recheck import CheckOptions, check_package
 
-PROJECT = """
-model = "{model}"
-name = "tiny"
-task = "causal-lm"
-
-[data]
-calibration = "calibration.txt"
-evaluation = "evaluation.txt"
-max_length = 32
-stride = 16
-
-[budget]
-max_drop = {drop}
-{steps}
-"""
-KEEP = """
-[[steps]]
-use = "keep_blocks"
-"""
-
-
-def project(folder: Path, model: str, steps: str = KEEP, drop: float = 0.05) -> Path:
-    folder.mkdir(exist_ok=True)
-    (folder / "edgeslim.toml").write_text(PROJECT.format(model=model, steps=steps, drop=drop))
-    (folder / "calibration.txt").write_text(tiny_llama.TEXT[:700])
-    (folder / "evaluation.txt").write_text("A dog of the lazy kind jumps 12 times over a fox. " * 6)
-    return folder
-
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gguf") / "project"
-    project(folder, "m.gguf")
+    tiny_llama.write_project(folder, "m.gguf")
     tiny_llama.write_gguf(folder / "m.gguf", {"ffn": "Q4_1", "weight": "Q8_0"})
     report = edgeslim.build(target="linux-arm64", folder=folder, use_cache=False)
     assert not report.failed(), report.failed()
@@ -79,14 +51,14 @@ def test_its_package_is_checked_again(built: Path) -> None:
 
 def test_a_huggingface_folder(tmp_path: Path) -> None:
     tiny_llama.write_huggingface(tmp_path / "model")
-    project(tmp_path / "project", str(tmp_path / "model"), steps="")
+    tiny_llama.write_project(tmp_path / "project", str(tmp_path / "model"), steps="")
     report = edgeslim.build(target="linux-arm64", folder=tmp_path / "project", use_cache=False)
     assert not report.failed(), report.failed()
-    project(tmp_path / "other", str(tmp_path / "model"))
+    tiny_llama.write_project(tmp_path / "other", str(tmp_path / "model"))
     with pytest.raises(BadInputError, match="without blocks"):
         edgeslim.build(target="linux-arm64", folder=tmp_path / "other", use_cache=False)
     for step in ("finetune", "distill"):
-        project(tmp_path / "other", str(tmp_path / "model"), steps=f'[[steps]]\nuse = "{step}"')
+        tiny_llama.write_project(tmp_path / "other", str(tmp_path / "model"), steps=f'[[steps]]\nuse = "{step}"')
         with pytest.raises(BadInputError, match=f"a language model, and {step} works on a torch model"):
             edgeslim.build(target="linux-arm64", folder=tmp_path / "other", use_cache=False)
 
@@ -94,11 +66,13 @@ def test_a_huggingface_folder(tmp_path: Path) -> None:
 def test_fewer_neurons_by_their_activations(tmp_path: Path) -> None:
     tiny_llama.write_huggingface(tmp_path / "model")
     steps = '[[steps]]\nuse = "prune_structured"\nkeep_neurons = 0.7\n'
-    folder = project(tmp_path / "project", str(tmp_path / "model"), steps + 'importance = "activation"\n', drop=10)
+    folder = tiny_llama.write_project(
+        tmp_path / "project", str(tmp_path / "model"), steps + 'importance = "activation"\n', drop=10
+    )
     report = edgeslim.build(target="linux-arm64", folder=folder, use_cache=False)
     assert report.steps[1].metrics["neurons_kept"] == pytest.approx(2 / 3)
     assert report.steps[1].after["bytes"] < report.steps[1].before["bytes"]
-    project(folder, str(tmp_path / "model"), steps)
+    tiny_llama.write_project(folder, str(tmp_path / "model"), steps)
     with pytest.raises(BadInputError, match=r"GroupQueryAttention.*\n.*\n.*activation"):
         edgeslim.build(target="linux-arm64", folder=folder, use_cache=False)
 
@@ -109,7 +83,7 @@ def test_low_rank_pruning_and_codebooks(tmp_path: Path) -> None:
     steps = "".join(f'[[steps]]\nuse = "{name}"\nmin_elements = 100\n' for name in names)
     tiny_llama.write_huggingface(tmp_path / "model")
     steps = steps.replace('"low_rank"', '"low_rank"\nmultiple = 2')
-    folder = project(tmp_path / "project", str(tmp_path / "model"), steps, drop=10)
+    folder = tiny_llama.write_project(tmp_path / "project", str(tmp_path / "model"), steps, drop=10)
     report = edgeslim.build(target="linux-arm64", folder=folder, use_cache=False)
     assert [step.name for step in report.steps[1:4]] == list(names)
     assert all(step.changed > 1 for step in report.steps[1:4])
@@ -152,7 +126,9 @@ def test_the_command_line_answers(built: Path, capfd: pytest.CaptureFixture[str]
 
 
 def test_coarse_grids_meet_their_bits(tmp_path: Path) -> None:
-    folder = project(tmp_path / "coarse", "m.gguf", '[[steps]]\nuse = "quantize_decoder"\ntarget_bits = 5.0', drop=1.0)
+    folder = tiny_llama.write_project(
+        tmp_path / "coarse", "m.gguf", '[[steps]]\nuse = "quantize_decoder"\ntarget_bits = 5.0', drop=1.0
+    )
     tiny_llama.write_gguf(folder / "m.gguf", {})
     report = edgeslim.build(target="linux-arm64", folder=folder, use_cache=False)
     metrics = report.steps[1].metrics
@@ -179,7 +155,7 @@ def test_techniques_for_any_graph_work_on_decoders(name: str, tmp_path: Path) ->
         for step in RECIPES[name]
     )
     tiny_llama.write_huggingface(tmp_path / "model")
-    folder = project(tmp_path / "project", str(tmp_path / "model"), steps=recipe, drop=9)
+    folder = tiny_llama.write_project(tmp_path / "project", str(tmp_path / "model"), steps=recipe, drop=9)
     report = edgeslim.build(target="linux-arm64", folder=folder, use_cache=False)
     assert not report.failed(), report.failed()
     steps_by_name = {step.name: step for step in report.steps}
