@@ -22,11 +22,11 @@ from edgeslim.devices.device import open_device
 from edgeslim.devices.runtimes import runtime_headers, runtime_library
 from edgeslim.packaging.cmake_files import CMAKE_DIR, cmake_extras, loader_sources
 from tests.devices.conftest import TRIPLETS, need, need_machine
+from tests.runtime.loader_programs import SANITIZERS, STRICT, compile_program
 
 MAIN = Path(__file__).parent / "chat_main.c"
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SAMPLE = Path(__file__).parents[2] / "samples" / "chat-llm" / "c"
-STRICT = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Werror")
 IDS = [1, 40, 61, 77, 90, 3, 200, 201, 40, 61, 77, 90]
 
 
@@ -36,23 +36,10 @@ class Package:
     folder: Path
 
 
-def compile_chat(compiler: str, isa: Any, folder: Path, *flags: str) -> Path:
-    library = folder / "libonnxruntime.so.1"
-    shutil.copy(runtime_library(isa, "glibc"), library)
-    (folder / "libonnxruntime.so").symlink_to(library.name)
-    sources = loader_sources(chat=True)
-    folders = dict.fromkeys(path.parent for path in sources)
-    words = [compiler, *flags, "-isystem", str(runtime_headers()), *(f"-I{place}" for place in folders)]
-    words += [str(MAIN), *(str(path) for path in sources if path.suffix == ".c"), "-o", str(folder / "chat")]
-    subprocess.run([*words, f"-L{folder}", "-lonnxruntime", "-lm", "-Wl,-rpath,$ORIGIN"], check=True)
-    return folder / "chat"
-
-
 @pytest.fixture(scope="module")
 def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
     need("gcc", "npm")
-    sanitizers = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    return compile_chat("gcc", "x86_64", tmp_path_factory.mktemp("chat"), *STRICT, *sanitizers)
+    return compile_program(MAIN, "gcc", "x86_64", tmp_path_factory.mktemp("chat"), *STRICT, *SANITIZERS, chat=True)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +158,7 @@ def test_without_a_template_it_goes_on_with_the_text(chat: Path, copied: Path) -
 
 def test_tokens_are_the_same_on_emulated_arm(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need_machine("aarch64")
-    program = compile_chat(f"{TRIPLETS['aarch64']}-gcc", "aarch64", tmp_path, "-O1", "-DESZ_LEAN")
+    program = compile_program(MAIN, f"{TRIPLETS['aarch64']}-gcc", "aarch64", tmp_path, "-O1", "-DESZ_LEAN", chat=True)
     with open_device("qemu:cortex-a72", "aarch64") as device:
         library = tmp_path / "libonnxruntime.so.1"
         device.push({"chat": program, library.name: library, "libonnxruntime.so": library})

@@ -19,16 +19,14 @@ from edgeslim.checks import latency
 from edgeslim.core import Batch
 from edgeslim.datasets.encoding import load_tokenizer
 from edgeslim.devices.device import open_device
-from edgeslim.devices.runtimes import runtime_headers, runtime_library
-from edgeslim.packaging.cmake_files import loader_sources
 from edgeslim.packaging.manifest import read_manifest
 from edgeslim.packaging.unpack import unpack_package
 from edgeslim.session import open_runner
 from edgeslim.task import FeatureExtraction
 from tests.devices.conftest import TRIPLETS, need, need_machine
+from tests.runtime.loader_programs import SANITIZERS, STRICT, compile_program
 
 MAIN = Path(__file__).parent / "loader_main.c"
-STRICT = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Werror")
 IDS = [2, 40, 61, 77, 90, 3]
 
 
@@ -42,23 +40,10 @@ class Ended:
         return np.array([float(line) for line in self.lines])
 
 
-def compile_loader(compiler: str, isa: Any, folder: Path, *flags: str) -> Path:
-    library = folder / "libonnxruntime.so.1"
-    shutil.copy(runtime_library(isa, "glibc"), library)
-    (folder / "libonnxruntime.so").symlink_to(library.name)
-    sources = loader_sources()
-    folders = dict.fromkeys(path.parent for path in sources)
-    words = [compiler, *flags, "-isystem", str(runtime_headers()), *(f"-I{place}" for place in folders)]
-    words += [str(MAIN), *(str(path) for path in sources if path.suffix == ".c"), "-o", str(folder / "loader")]
-    subprocess.run([*words, f"-L{folder}", "-lonnxruntime", "-lm", "-Wl,-rpath,$ORIGIN"], check=True)
-    return folder / "loader"
-
-
 @pytest.fixture(scope="module")
 def loader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     need("gcc", "npm")
-    sanitizers = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    return compile_loader("gcc", "x86_64", tmp_path_factory.mktemp("loader"), *STRICT, *sanitizers)
+    return compile_program(MAIN, "gcc", "x86_64", tmp_path_factory.mktemp("loader"), *STRICT, *SANITIZERS)
 
 
 def run(loader: Path, folder: Path, *words: object, way: int = 0) -> Ended:
@@ -179,7 +164,7 @@ def test_what_is_no_package(loader: Path, copied: Path) -> None:
 @pytest.mark.parametrize(("machine", "isa"), [("cortex-a72", "aarch64"), ("cortex-a7", "armhf")])
 def test_on_emulated_arm(copied: Path, machine: str, isa: Any, tmp_path: Path) -> None:
     need_machine(isa)
-    program = compile_loader(f"{TRIPLETS[isa]}-gcc", isa, tmp_path, "-O1")
+    program = compile_program(MAIN, f"{TRIPLETS[isa]}-gcc", isa, tmp_path, "-O1")
     with open_device(f"qemu:{machine}", isa) as device:
         library = tmp_path / "libonnxruntime.so.1"  # each release calls itself by one of the two names
         device.push({"loader": program, library.name: library, "libonnxruntime.so": library})
