@@ -4,8 +4,8 @@
 download, latency beside the float model in turns, and accuracy lost with a paired 95 % interval, on film reviews as in
 training (``test.jsonl``) and on product reviews (``products.jsonl``). Neither decides anything in a build.
 
-The three train one student, for some eight minutes of processor time (6-layer teacher, 7,200 training texts), and
-``sparse`` goes on with it. edgeslim's cache keeps it, so each step is done once.
+``distilled`` and ``small`` share one student, trained for some eight minutes of processor time (6-layer teacher, 7,200
+training texts); ``sparse`` trains for ten. edgeslim's cache keeps both, so each step is done once.
 
 Usage: ``python benchmarks/transformers_compression.py [--json] [--recipe NAME …]``
 """

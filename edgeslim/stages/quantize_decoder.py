@@ -14,9 +14,9 @@ On 2,000 development tokens of SmolLM2-135M the table alone came to perplexity r
 1.0039 at 4.4 (the file has 8.5); scales and minima of 6 significant bits, rounded apart, to 1.019, and of 5 to 1.069.
 
 Everything on coarse grids does worse on that file: 4.3 bits came to 1.141 at 73.0 MB with no moments weighted by
-gradients (5,119 development tokens), and to 3.56 with all of them. Most of that were queries, at 3.2 bits alone 6.06:
-what they do to attention is no matter of second order. Without weights, and with steps of at most 0.4 of the weights'
-spread, they came to 1.004 at 3.7 bits. The whole model isn't measured since.
+gradients (5,119 of the evaluation's tokens), and to 3.56 with all of them. Most of that were queries, at 3.2 bits
+alone 6.06: what they do to attention is no matter of second order. Without weights, and with steps of at most 0.4 of
+the weights' spread, they came to 1.004 at 3.7 bits. The whole model isn't measured since.
 
 Words that calibration gives hardly any weight keep a floor of sensitivity, since it knows too little of them.
 """
