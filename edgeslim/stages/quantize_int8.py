@@ -89,7 +89,9 @@ class QuantizeInt8(GridTrainingOptions):
     data, symmetric fixes it at 128; ``weight`` affine gives each channel of a MatMul a zero point. A Conv stays float
     if uint8 would cost its output more than ``max_output_error`` of its energy. ``gelu``: its ``tanh`` form is faster
     and differs by 5e-4 at most; only the integer form has it. Of more calibration data than ``calibration_samples``,
-    so many are taken, evenly spread: more cost time and give a sentence encoder 2e-5.
+    so many are taken, evenly spread: more cost time and give a sentence encoder 2e-5. Biases are not corrected by
+    the mean of a layer's error: at 2.3 bits a weight that took 0.4 % off a sentence encoder's squared errors, 3.3 % at
+    most.
 
     ``target_bits`` is the mean number of bits that a weight of a MatMul or an embedding takes in the file; without it,
     ``fit`` says whether a budget's size is a goal. ``rate_strength`` weighs saved bits against error when rounding:
