@@ -66,7 +66,7 @@ def compile_java(sources: Sequence[Path], classes: Path, *, classpath: Sequence[
     classes.mkdir(parents=True, exist_ok=True)
     lint = "-Xlint:all,-options,-serial,-processing,-classfile"
     command = [jdk_tool("javac"), "--release", "8", "-encoding", "UTF-8", "-proc:none", lint, "-Werror"]
-    command += ["-g:source,lines", "-implicit:none", "-d", str(classes)]
+    command += ["-g:none", "-implicit:none", "-d", str(classes)]
     # A named class path, even an empty one: without it javac takes the CLASSPATH of the surroundings.
     command += ["-classpath", os.pathsep.join(map(str, classpath)) or str(classes)]
     command += [str(path) for path in sorted(sources)]

@@ -14,7 +14,9 @@ from types import ModuleType
 import pytest
 
 from edgeslim.errors import MissingToolError
+from edgeslim.packaging.tokenizer_file import write_tokenizer
 from edgeslim.runtime import JAVA_DIR, LOADER_JAR
+from tests.tokenizing.token_tables import unicode_part
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,14 +59,18 @@ def test_jar_holds_the_loader_only() -> None:
 CHAT = ("Chat", "ChatSpec", "OrtTokenDecoder", "Sampler", "Sampling", "TextStream", "TokenDecoder")
 
 
-def test_jar_is_small() -> None:
-    """At most 64 KiB of code and tables for a device, and 10 for the generate loop; not as a dex file."""
+def test_jar_is_small(tiny_bert: Path, tmp_path: Path) -> None:
+    """At most 64 kB of code and Unicode's tables for a device, and 10 for the generate loop; not as a dex file."""
     with zipfile.ZipFile(LOADER_JAR) as jar:
         classes = {name: jar.read(name) for name in sorted(jar.namelist())}
     loop = {name for name in classes if name.removeprefix("io/edgeslim/").split(".")[0].split("$")[0] in CHAT}
     assert len(loop) == len(CHAT) + 1  # Chat.Listener
-    assert len(zlib.compress(b"".join(classes[name] for name in sorted(loop)), 9)) <= 10_240
-    assert len(zlib.compress(b"".join(classes[name] for name in classes if name not in loop), 9)) <= 65_536
+    assert len(zlib.compress(b"".join(classes[name] for name in sorted(loop)), 9)) <= 10_000
+    code = zlib.compress(b"".join(classes[name] for name in classes if name not in loop), 9)
+    assert write_tokenizer(tiny_bert, tmp_path / "tokenizer.etk") == ""
+    tables = zlib.compress(unicode_part((tmp_path / "tokenizer.etk").read_bytes()), 9)
+    assert len(tables) > 8_000
+    assert len(code) + len(tables) <= 64_000
 
 
 def test_missing_jdk_is_a_clear_error(build_java: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
