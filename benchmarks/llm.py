@@ -10,8 +10,9 @@ Perplexity is on the sample's evaluation text, in windows of 256 tokens of which
 each model in turns with the float one, in one process: a single token behind 64 others (decode), and a prompt of 128
 (prefill).
 
-    python benchmarks/llm.py [--rows WORD,...] [--tokens N] [--rounds N] [--json FILE] [--keep FOLDER]
+    python benchmarks/llm.py [--rows WORD,...] [--tokens N] [--rounds N] [--json FILE] [--keep FOLDER] [--off-grid]
 
+``--off-grid`` takes the same model with weights off the file's levels instead, and trained a little (``off_grid``).
 ``--rows`` takes those whose names hold one of the words; ``--keep`` keeps models and figures in a folder and takes what
 an earlier run left there; ``--rounds 0`` measures no latency.
 """
@@ -35,6 +36,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from measurement import file_bytes, has_vnni, median_ratio, packed_bytes
+from off_grid import off_grid_checkpoint
 
 from edgeslim.core import Batch, Context, Feed
 from edgeslim.datasets.samples import DataOptions
@@ -142,7 +144,8 @@ def _save(model: Any, out: Path) -> Path:
 class Subject:
     """The model, its float graph, and the text that everything is calibrated and measured on."""
 
-    def __init__(self, folder: Path, tokens: int) -> None:
+    def __init__(self, folder: Path, tokens: int, *, off_grid: bool = False) -> None:
+        self.folder = folder
         source = resolve_source(MODEL)
         assert source.tokenizer is not None
         self.checkpoint: Checkpoint = open_checkpoint(source)
@@ -153,6 +156,8 @@ class Subject:
         samples = load_windows(options, SAMPLE, source.tokenizer, empty_inputs(self.checkpoint.shape), seed=0)
         self.task: CausalLM = complete_task(CausalLM(), source, options)
         self.calibration: Sequence[Batch] = samples.calibration
+        if off_grid:
+            self.checkpoint = off_grid_checkpoint(self.checkpoint, self.calibration, folder / "checkpoint")
         scored = np.cumsum([batch.scored or 0 for batch in samples.evaluation])
         self.evaluation = samples.evaluation[: int(np.searchsorted(scored, tokens)) + 1]
         self.tokenizer_bytes = sum(
@@ -163,9 +168,9 @@ class Subject:
             shutil.rmtree(self.graph.parent, ignore_errors=True)
             write_decoder(self.checkpoint, self.graph.parent)
 
-    def untied(self, folder: Path) -> Path:
+    def untied(self) -> Path:
         """The float graph with an output layer of its own."""
-        path = folder / "untied" / "model.onnx"
+        path = self.folder / "untied" / "model.onnx"
         if not path.is_file():
             model = load_graph(self.graph)
             turned = next(node for node in model.graph if node.op_type == "Transpose")
@@ -219,18 +224,17 @@ def measure_times(path: Path, subject: Subject, rounds: int) -> dict[str, float]
     return found
 
 
-def measure_rows(names: Sequence[str], folder: Path, tokens: int, rounds: int) -> list[dict[str, Any]]:
-    """A row for each of ``names``; models and their scores are kept in ``folder``."""
-    subject = Subject(folder, tokens)
+def measure_rows(names: Sequence[str], subject: Subject, tokens: int, rounds: int) -> list[dict[str, Any]]:
+    """A row for each of ``names``; models and their scores are kept in the subject's folder."""
     rows: list[dict[str, Any]] = []
     reference: dict[str, Any] = {}
     for name in ["fp32", *names]:
-        place = folder / name.replace(" ", "-").replace(",", "")
+        place = subject.folder / name.replace(" ", "-").replace(",", "")
         path = place / "model.onnx"
         started = time.perf_counter()
         if not path.is_file():
             shutil.rmtree(place, ignore_errors=True)
-            path = build_stage(name, subject, place) if name in STAGES else PEERS[name](subject.untied(folder), place)
+            path = build_stage(name, subject, place) if name in STAGES else PEERS[name](subject.untied(), place)
         seconds = time.perf_counter() - started
         known = place / f"scores-{tokens}.npz"
         if not known.is_file():
@@ -262,16 +266,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--keep", type=Path)
+    parser.add_argument("--off-grid", action="store_true")
     arguments = parser.parse_args()
     words = [word.strip() for word in arguments.rows.split(",")]
     names = [name for name in (*STAGES, *PEERS) if any(word in name for word in words)]
     with tempfile.TemporaryDirectory() as scratch:
-        folder = arguments.keep or Path(scratch)
+        folder = (arguments.keep or Path(scratch)) / ("off-grid" if arguments.off_grid else "")
         folder.mkdir(parents=True, exist_ok=True)
-        rows = measure_rows(names, folder, arguments.tokens, arguments.rounds)
+        subject = Subject(folder, arguments.tokens, off_grid=arguments.off_grid)
+        rows = measure_rows(names, subject, arguments.tokens, arguments.rounds)
     if arguments.json:
         arguments.json.write_text(json.dumps({"vnni": has_vnni(), "rows": rows}, indent=2), encoding="utf-8")
-    print(f"SmolLM2-135M-Instruct, dequantized GGUF, {'with' if has_vnni() else 'WITHOUT'} VNNI\n")
+    weights = "dequantized GGUF" + ", moved off its grid" * arguments.off_grid
+    print(f"SmolLM2-135M-Instruct, {weights}, {'with' if has_vnni() else 'WITHOUT'} VNNI\n")
     print("| method | perplexity | ratio | agreement | MB | package, MB | decode, of fp32 | prefill, of fp32 |")
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:

@@ -85,3 +85,29 @@ def perplexity(llm: ModuleType, folder: Path) -> float:
         losses = torch.nn.functional.cross_entropy(logits[:-1], tokens[1:], reduction="none")
         lost, count = lost + float(losses[len(losses) - scored :].sum()), count + scored
     return math.exp(lost / count)
+
+
+def test_weights_off_the_grid(llm: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other weights, the same logits; a little training changes them, and rows are measured beside what came of it."""
+    import off_grid
+    import torch
+
+    subject = llm.Subject(tmp_path / "on", 100)
+    plain, moved = make_module(subject.checkpoint), make_module(subject.checkpoint)
+    off_grid.move_scales(moved, np.random.default_rng(0))
+    tokens = torch.from_numpy(subject.calibration[0].feed["input_ids"])
+    with torch.no_grad():
+        torch.testing.assert_close(moved(tokens).logits, plain(tokens).logits, atol=1e-4, rtol=1e-4)
+    before = plain.state_dict()
+    for name, weight in moved.state_dict().items():
+        if weight.ndim == 2 and "embed" not in name and "lm_head" not in name:
+            ratios = weight / before[name]
+            assert ratios[torch.isfinite(ratios)].std() > 0.1, name
+    monkeypatch.setattr(off_grid, "STEPS", 2)
+    trained = llm.Subject(tmp_path / "off", 100, off_grid=True)
+    with torch.no_grad():
+        logits = make_module(trained.checkpoint)(tokens).logits
+        assert not torch.allclose(logits, plain(tokens).logits, atol=1e-5)
+        assert torch.nn.functional.cosine_similarity(logits, plain(tokens).logits, dim=-1).min() > 0.9
+    rows = llm.measure_rows(["edgeslim int4 RTN", "ORT int4 RTN"], trained, 100, 0)
+    assert [row["method"] for row in rows] == ["fp32", "edgeslim int4 RTN", "ORT int4 RTN"]

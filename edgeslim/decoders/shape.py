@@ -74,6 +74,7 @@ def shape_from_config(config: Mapping[str, Any], where: str) -> DecoderShape:
     for key, plain in (("rope_scaling", None), ("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
         if config.get(key, plain) != plain:
             raise BadInputError(f"{where}: {key}", repr(config[key]), expected=repr(plain), hint="not yet supported")
+    rotary = _rotary_settings(config, where)
     hidden, heads = _size(config, "hidden_size", where), _size(config, "num_attention_heads", where)
     shape = DecoderShape(
         layers=_size(config, "num_hidden_layers", where, most=MAX_LAYERS),
@@ -84,7 +85,7 @@ def shape_from_config(config: Mapping[str, Any], where: str) -> DecoderShape:
         head_width=_size(config, "head_dim", where, max(1, hidden // heads)),
         vocabulary=_size(config, "vocab_size", where),
         epsilon=_number(config, "rms_norm_eps", where, 1e-6),
-        rope_theta=_number(config, "rope_theta", where, 10000.0),
+        rope_theta=_number(rotary, "rope_theta", where, 10000.0),
         tied=bool(config.get("tie_word_embeddings", False)),
         context=_size(config, "max_position_embeddings", where, 2048, most=1 << 31),
     )
@@ -95,6 +96,18 @@ def shape_from_config(config: Mapping[str, Any], where: str) -> DecoderShape:
             expected="heads of an even width, a multiple of those with keys",
         )
     return shape
+
+
+def _rotary_settings(config: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """Where ``rope_theta`` stands: transformers 5 writes it into a table of its own."""
+    table = config.get("rope_parameters")
+    if table is None:
+        return config
+    if not isinstance(table, Mapping) or table.get("rope_type", "default") != "default":
+        raise BadInputError(
+            f"{where}: rope_parameters", repr(table)[:200], expected='"rope_type": "default"', hint="not yet supported"
+        )
+    return table
 
 
 def _size(config: Mapping[str, Any], key: str, where: str, default: int | None = None, *, most: int = MAX_WIDTH) -> int:

@@ -115,6 +115,8 @@ def test_a_tied_table_is_stored_once(tmp_path: Path) -> None:
     [
         ({"architectures": ["BertModel"]}, "architecture"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e5}}, "rope_parameters"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": "1"}}, "rope_theta"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
         ({"hidden_size": "64"}, "hidden_size"),
         ({"num_key_value_heads": 3}, "heads"),
@@ -125,6 +127,13 @@ def test_what_is_no_llama_is_refused(changes: dict[str, Any], words: str) -> Non
     settings = {**tiny_llama.config().to_dict(), "architectures": ["LlamaForCausalLM"]}
     with pytest.raises(BadInputError, match=words):
         shape_from_config({**settings, **changes}, "config.json")
+
+
+def test_rope_theta_is_read_from_either_place() -> None:
+    settings = {**tiny_llama.config().to_dict(), "architectures": ["LlamaForCausalLM"]}
+    settings = {name: value for name, value in settings.items() if not name.startswith("rope_")}
+    for places in ({"rope_theta": 5e5}, {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}):
+        assert shape_from_config({**settings, **places}, "config.json").rope_theta == 5e5
 
 
 def test_broken_gguf_files_are_refused(tmp_path: Path) -> None:
