@@ -73,6 +73,8 @@ STAGES: dict[str, tuple[type, Mapping[str, Any]]] = {
     "edgeslim coarse, 3.15 bits": (QuantizeDecoder, {"target_bits": 3.15}),
     "edgeslim int4 RTN": (QuantizeInt4, {"algorithm": "rtn"}),
     "edgeslim int4 GPTQ": (QuantizeInt4, {"algorithm": "gptq"}),
+    "edgeslim int4 AWQ": (QuantizeInt4, {"algorithm": "awq_gptq"}),
+    "edgeslim 4 and 8 bits": (QuantizeInt4, {"algorithm": "gptq", "target_bits": 5.5}),
     "edgeslim SparseGPT, 50 %": (PruneSensitivity, {"method": "obs", "sparsity": 0.5}),
     "edgeslim SparseGPT, 2:4": (PruneSensitivity, {"method": "obs", "pattern": "2:4"}),
     "edgeslim 3/4 of the neurons": (PruneStructured, {"keep_neurons": 0.75, "importance": "activation"}),

@@ -16,7 +16,7 @@ from edgeslim.decoders.gguf import GgufCheckpoint
 from edgeslim.decoders.torch_decoder import make_module
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-ROWS = "int8 inputs,coarse table,int4 GPTQ,2:4,neurons,low rank,ORT"
+ROWS = "int8 inputs,coarse table,int4 GPTQ,AWQ,4 and 8,2:4,neurons,low rank,ORT"
 
 
 @pytest.fixture
