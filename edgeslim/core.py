@@ -125,16 +125,18 @@ class TrainingData:
     """What a model is trained on, a sample a batch; no sample is also one of the evaluation data.
 
     ``validation`` was split off, decides when to stop, and shares no sample with ``training``. ``padding`` fills up
-    shorter sequences, by input name.
+    shorter sequences, by input name. ``running`` says that samples are windows of running text: each token is the label
+    of those before it.
     """
 
     training: Sequence[Batch]
     validation: Sequence[Batch]
     padding: Mapping[str, int] = field(default_factory=dict)
+    running: bool = False
 
     def labelled(self) -> bool:
         """Whether each sample has a label."""
-        return all(batch.labels for batch in (*self.training, *self.validation))
+        return self.running or all(batch.labels for batch in (*self.training, *self.validation))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,14 @@ from edgeslim.datasets.images import class_names
 from edgeslim.datasets.preprocessing import Preprocessing, resolve_preprocessing
 from edgeslim.datasets.samples import Samples, hash_batches, load_samples
 from edgeslim.decoders.checkpoint import Checkpoint
-from edgeslim.decoders.language_source import empty_inputs, export_decoder, load_windows, open_checkpoint
+from edgeslim.decoders.language_source import (
+    empty_inputs,
+    export_decoder,
+    load_training_windows,
+    load_windows,
+    open_checkpoint,
+)
+from edgeslim.decoders.torch_decoder import ModuleCheckpoint, make_module
 from edgeslim.errors import BadInputError
 from edgeslim.graphs import graph
 from edgeslim.graphs.freeze import freeze_shapes
@@ -204,6 +211,8 @@ def load_original(reference: Reference) -> TorchModel:
     """The source's torch model in eval mode: read anew, or the very one that own code made."""
     from edgeslim.training.torch_model import TorchModel  # not above: ONNX files are built without torch
 
+    if reference.checkpoint is not None:
+        return TorchModel(module=make_module(reference.checkpoint), output="logits")
     output = "logits" if reference.classifier or reference.images else "last_hidden_state"
     if reference.own is not None:
         return TorchModel(module=reference.own.module)
@@ -215,6 +224,9 @@ def load_original(reference: Reference) -> TorchModel:
 
 def training_samples(reference: Reference, plan: Plan) -> TrainingData | None:
     """What stages on the torch model train on, or ``None`` where the project names nothing."""
+    if reference.checkpoint is not None:
+        assert reference.source.tokenizer is not None
+        return load_training_windows(plan.data, plan.base, reference.source.tokenizer, seed=plan.seed)
     data = load_training(
         plan.data,
         base=plan.base,
@@ -242,6 +254,8 @@ def export_changed(model: TorchModel, reference: Reference, plan: Plan, folder: 
         BadInputError: it can't be expressed as a graph.
         CheckError: the graph computes something else.
     """
+    if reference.checkpoint is not None:
+        return export_decoder(ModuleCheckpoint(model.module), reference.compared, folder)
     opset_max = plan.target.runtime.opset_max
     free = scratch / "free" if plan.export.frozen() else folder
     if reference.own is not None:

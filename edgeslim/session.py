@@ -6,11 +6,12 @@ Telemetry is switched off before the library is loaded (ONNX Runtime 1.29 and ne
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgeslim.core import Feed, Runner
 from edgeslim.errors import BadInputError
@@ -21,6 +22,7 @@ __all__ = [
     "OrtRunner",
     "RunnerOnDemand",
     "close_runner",
+    "fit_feed",
     "make_options",
     "make_session",
     "max_difference",
@@ -36,10 +38,11 @@ class OrtRunner:
         self._session = session
         self.inputs: tuple[str, ...] = tuple(item.name for item in session.get_inputs())
         self.outputs: tuple[str, ...] = tuple(item.name for item in session.get_outputs())
+        self._shapes = {item.name: item.shape for item in session.get_inputs()}
 
     def __call__(self, feed: Feed) -> Feed:
-        """Runs the model on the CPU; inputs that the graph doesn't have are left out."""
-        values = self._session.run(None, {name: feed[name] for name in self.inputs})
+        """Runs the model on the CPU, with the inputs as ``fit_feed`` has them."""
+        values = self._session.run(None, fit_feed(feed, self._shapes))
         return dict(zip(self.outputs, values, strict=True))
 
     def run_only(self, feed: Feed, names: Sequence[str], overrides: Feed | None = None) -> Feed:
@@ -100,6 +103,21 @@ def open_runner(path: Path, *, threads: int = 0, optimized: Path | None = None) 
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     return OrtRunner(make_session(path, options))
+
+
+def fit_feed(feed: Feed, shapes: Mapping[str, Sequence[int | str | None]]) -> Feed:
+    """Those of the inputs ``feed`` that a graph has, by the ``shapes`` that it wants.
+
+    An input that holds nothing takes the fixed dimensions: a KV cache that is empty changes with the model's heads.
+    """
+    fitted: dict[str, npt.NDArray[Any]] = {}
+    for name, shape in shapes.items():
+        value = feed[name]
+        if value.size == 0 and value.ndim == len(shape):
+            sizes = [dim if isinstance(dim, int) else got for dim, got in zip(shape, value.shape, strict=True)]
+            value = np.empty(sizes, value.dtype)
+        fitted[name] = value
+    return fitted
 
 
 def close_runner(runner: Runner) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 from edgeslim.cache import Cache, hash_file
 from edgeslim.core import Batch, Context, Quiet, StepResult, Task
 from edgeslim.datasets.samples import hash_batches
+from edgeslim.decoders.torch_decoder import ModuleCheckpoint
 from edgeslim.errors import BadInputError, CheckError
 from edgeslim.graphs import graph
 from edgeslim.graphs.graph import constant_array
@@ -59,24 +60,19 @@ TOKENIZER = "tokenizer"
 
 
 def check_source(source: Source, plan: Plan, task: Task) -> None:
-    """Refuses an ONNX file, and a language model, for a recipe with stages on a torch model.
+    """Refuses a file without a torch model of it for a recipe with stages on one; a language model's can be made.
 
     Raises:
         BadInputError: the source can't be trained.
     """
-    kinds = {"onnx": "an ONNX file", "gguf": "a GGUF file"}
-    kind = kinds.get(source.kind) or ("a language model" if isinstance(task, CausalLM) else None)
-    if plan.recipe.torch and kind is not None:
+    kinds = {"onnx": "an ONNX file"} | ({} if isinstance(task, CausalLM) else {"gguf": "a GGUF file"})
+    if plan.recipe.torch and source.kind in kinds:
         name = next(named.name for named in plan.recipe.torch if named.level == "torch")
-        written = kind == "a language model"
         raise BadInputError(
             source.spec,
-            f"{kind}, and {name} works on a torch model",
-            expected="stages on the graph, which is written from the checkpoint"
-            if written
-            else "a Hugging Face folder or id, or module:callable",
-            hint=f"take {name} out of the recipe"
-            + ("" if written else ", or build from the model that the file was exported from"),
+            f"{kinds[source.kind]}, and {name} works on a torch model",
+            expected="a Hugging Face folder or id, or module:callable",
+            hint=f"take {name} out of the recipe, or build from the model that the file was exported from",
         )
 
 
@@ -87,7 +83,9 @@ def run_stages(
     folder, tokenizer = reference.folder, None
     context = replace(context, tokenizer=text_tokenizer(reference, plan), folder=plan.base)
     if plan.recipe.torch:
-        folder = _run_torch_stages(reference, plan, context, steps, cache)
+        folder, changed = _run_torch_stages(reference, plan, context, steps, cache)
+        if changed is not None:
+            context = replace(context, checkpoint=ModuleCheckpoint(changed.module))
     for named in plan.recipe.graph:
         folder = _run_graph_stage(named, folder, reference, plan, context, steps, cache)
         if (folder / TOKENIZER).is_dir():
@@ -174,8 +172,13 @@ def _run_graph_stage(
     return folder
 
 
-def _run_torch_stages(reference: Reference, plan: Plan, context: Context, steps: Steps, cache: Cache | None) -> Path:
-    """The folder of the graph, and of the torch model, after the stages on the torch model."""
+def _run_torch_stages(
+    reference: Reference, plan: Plan, context: Context, steps: Steps, cache: Cache | None
+) -> tuple[Path, TorchModel | None]:
+    """The folder of the graph, and of the torch model, after the stages on the torch model.
+
+    A language model itself comes along, since stages on its graph write it anew.
+    """
     from edgeslim.training.masks import check_masks
     from edgeslim.training.torch_model import load_model, save_model
 
@@ -225,7 +228,9 @@ def _run_torch_stages(reference: Reference, plan: Plan, context: Context, steps:
         folder = steps.run(named.name, inputs, make, reuse=reference.own is None and process_count() == 1)
         if model is model_before:  # it came from the cache
             model = None
-    return folder
+    if reference.checkpoint is None:
+        return folder, None
+    return folder, model or load_model(original, folder)
 
 
 def _facts(

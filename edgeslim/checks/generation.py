@@ -13,9 +13,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from edgeslim.checks.latency import describe_host
-from edgeslim.core import Artifact, Feed, Finding, Runner
-from edgeslim.decoders.generation import CachedDecoder
-from edgeslim.session import open_runner
+from edgeslim.core import Artifact, Feed, Finding
+from edgeslim.decoders.generation import CachedDecoder, empty_cache
+from edgeslim.session import OrtRunner, open_runner
 from edgeslim.target import TargetProfile
 
 __all__ = ["check_generation", "has_cache"]
@@ -47,7 +47,7 @@ def check_generation(artifact: Artifact, feed: Feed, target: TargetProfile) -> I
     for number in range(PROMPTS + 1):  # the first round warms up
         order = list(zip(runners, firsts, tokens, strict=True))
         for runner, first, rest in order if number % 2 else reversed(order):
-            first_ms, token_ms = _time_answer(runner, feed, prompt)
+            first_ms, token_ms = _time_answer(runner, prompt)
             if number:
                 first.append(first_ms)
                 rest += token_ms
@@ -65,9 +65,9 @@ def check_generation(artifact: Artifact, feed: Feed, target: TargetProfile) -> I
         yield Finding.at_most("latency", "token_ratio", ratio, "ratio", None, where, note)
 
 
-def _time_answer(run: Runner, feed: Feed, prompt: list[int]) -> tuple[float, list[float]]:
+def _time_answer(run: OrtRunner, prompt: list[int]) -> tuple[float, list[float]]:
     """Milliseconds to the first token of an answer, and those of each of the tokens behind it."""
-    decoder = CachedDecoder(run, {name: value for name, value in feed.items() if name != "input_ids"})
+    decoder = CachedDecoder(run, empty_cache(run.signature()["inputs"]))
     started = time.perf_counter_ns()
     token = int(np.argmax(decoder.feed(prompt)))
     times = []

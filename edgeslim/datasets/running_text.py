@@ -17,9 +17,11 @@ import numpy as np
 from edgeslim.core import Batch, Feed
 from edgeslim.errors import BadInputError
 
-__all__ = ["cut_windows", "encode_text", "read_running_text", "split_windows"]
+__all__ = ["cut_windows", "encode_text", "read_running_text", "refuse_shared_lines", "split_windows"]
 
 MAX_TEXT_BYTES = 64 << 20
+LONG_LINE = 40
+"""Characters from which on a line that stands in two texts isn't chance."""
 
 
 def read_running_text(path: Path) -> str:
@@ -71,6 +73,24 @@ def cut_windows(
         if end == len(tokens):
             break
     return tuple(batches)
+
+
+def refuse_shared_lines(path: Path, text: str, evaluation: str) -> None:
+    """Whether the training text ``text``, of the file ``path``, shares no line of 40 characters with what evaluates.
+
+    Raises:
+        BadInputError: it does.
+    """
+    known = {line.strip().casefold() for line in evaluation.splitlines()}
+    lines = [line.strip() for line in text.splitlines() if len(line.strip()) >= LONG_LINE]
+    shared = [line for line in lines if line.casefold() in known]
+    if shared:
+        raise BadInputError(
+            str(path),
+            f"{len(shared)} of {len(lines)} lines are evaluation data, too: {shared[0][:60]!r}",
+            expected="a training text that shares nothing with the evaluation text",
+            hint="take them out of one of the two files",
+        )
 
 
 def split_windows(batches: Sequence[Batch], calibration: int) -> tuple[tuple[Batch, ...], tuple[Batch, ...]]:

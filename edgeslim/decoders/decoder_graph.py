@@ -100,8 +100,10 @@ class _Writer:
     def write(self, progress: Progress) -> ir.Graph:
         shape = self.shape
         ids = _value("input_ids", ir.DataType.INT64, ["batch", "length"])
-        cache: list[int | str] = ["batch", shape.kv_heads, "past", shape.head_width]
-        past = [_value(name, ir.DataType.FLOAT, cache) for name in past_names(shape.layers)]
+        past = [
+            _value(name, ir.DataType.FLOAT, ["batch", shape.layer(index // 2).kv_heads, "past", shape.head_width])
+            for index, name in enumerate(past_names(shape.layers))
+        ]
         table = self.encode(self.checkpoint, "model.embed_tokens.weight")
         hidden, tied = self._embed(ids, table)
         lengths, angles = self._positions(ids, past[0])
@@ -178,7 +180,7 @@ class _Writer:
         lengths: tuple[ir.Value, ir.Value],
         angles: tuple[ir.Value, ir.Value],
     ) -> tuple[ir.Value, tuple[ir.Value, ...]]:
-        path, shape = f"model.layers.{layer}", self.shape
+        path, sizes = f"model.layers.{layer}", self.shape.layer(layer)
         normed = self._norm(f"{path}.input_layernorm", hidden)
         query, key, value = (self._linear(f"{path}.self_attn.{kind}_proj", normed) for kind in "qkv")
         first = self.constant("first_position", np.array([0]))
@@ -191,14 +193,14 @@ class _Writer:
         attended, *present = self.node(
             "GroupQueryAttention",
             [query, key, value, *past, *lengths],
-            {"num_heads": shape.heads, "kv_num_heads": shape.kv_heads},
+            {"num_heads": sizes.heads, "kv_num_heads": sizes.kv_heads},
             domain=MICROSOFT,
             name=f"{path}.self_attn.attention",
             outputs=3,
         )
         for made, kind in zip(present, ("key", "value"), strict=True):
             made.name = f"present.{layer}.{kind}"
-            made.shape = ir.Shape(["batch", shape.kv_heads, "total", shape.head_width])
+            made.shape = ir.Shape(["batch", sizes.kv_heads, "total", self.shape.head_width])
             made.dtype = ir.DataType.FLOAT
         attended = self._linear(f"{path}.self_attn.o_proj", attended)
         (hidden,) = self.node("Add", [hidden, attended], name=f"{path}.self_attn.residual")
@@ -218,6 +220,8 @@ class _Writer:
         return self.node("SimplifiedLayerNormalization", [hidden, gain], attributes, name=path)[0]
 
     def _linear(self, path: str, source: ir.Value) -> ir.Value:
+        if path in self.shape.ranks:
+            return self._linear(f"{path}.1", self._linear(f"{path}.0", source))
         matrix = self.encode(self.checkpoint, f"{path}.weight")
         if isinstance(matrix, StoredBlocks):
             return self._blocks(path, source, matrix)

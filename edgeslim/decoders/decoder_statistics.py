@@ -53,7 +53,12 @@ class Statistics:
 
 
 def input_name(path: str) -> str:
-    """The name under which the input of the matrix ``path`` is known: that of the first matrix that reads it."""
+    """The name under which the input of the matrix ``path`` is known: that of the first matrix that reads it.
+
+    The second factor of a factorized matrix reads what nobody else does.
+    """
+    if path.endswith(".1"):
+        return path
     for other in ("k_proj", "v_proj"):
         path = path.replace(other, "q_proj")
     return path.replace("up_proj", "gate_proj")
@@ -128,7 +133,7 @@ def _normalize(found: Statistics) -> None:
 
 def _weighs_tokens(path: str) -> bool:
     """Whether r_t comes from gradients."""
-    return path == "lm_head" or path.endswith("down_proj")
+    return path == "lm_head" or path.endswith(("down_proj", "down_proj.0"))
 
 
 def _watch(watched: dict[str, tuple[Any, Any]], path: str) -> Callable[..., None]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from edgeslim.core import Batch
+from edgeslim.core import Batch, TrainingData
 from edgeslim.datasets.builtin import builtin_text
 from edgeslim.datasets.encoding import load_tokenizer
-from edgeslim.datasets.running_text import cut_windows, encode_text, read_running_text
+from edgeslim.datasets.running_text import cut_windows, encode_text, read_running_text, refuse_shared_lines
 from edgeslim.datasets.samples import BUILTIN_EVALUATION, DataOptions, Samples
 from edgeslim.decoders.chat_format import split_template
 from edgeslim.decoders.checkpoint import Checkpoint, SafetensorsCheckpoint
@@ -26,7 +26,14 @@ from edgeslim.language_task import CausalLM
 from edgeslim.session import max_difference, open_runner
 from edgeslim.source import Source
 
-__all__ = ["complete_task", "empty_inputs", "export_decoder", "load_windows", "open_checkpoint"]
+__all__ = [
+    "complete_task",
+    "empty_inputs",
+    "export_decoder",
+    "load_training_windows",
+    "load_windows",
+    "open_checkpoint",
+]
 
 
 def open_checkpoint(source: Source) -> Checkpoint:
@@ -75,8 +82,11 @@ def complete_task(task: CausalLM, source: Source, options: DataOptions) -> Causa
 
 def empty_inputs(shape: DecoderShape) -> dict[str, Any]:
     """A KV cache that holds nothing, by the names of a graph's inputs."""
-    nothing = np.zeros((1, shape.kv_heads, 0, shape.head_width), np.float32)
-    return dict.fromkeys(past_names(shape.layers), nothing)
+    names = past_names(shape.layers)
+    return {
+        name: np.zeros((1, shape.layer(index // 2).kv_heads, 0, shape.head_width), np.float32)
+        for index, name in enumerate(names)
+    }
 
 
 def load_windows(options: DataOptions, base: Path, tokenizer: Path, empty: Mapping[str, Any], *, seed: int) -> Samples:
@@ -114,6 +124,35 @@ def load_windows(options: DataOptions, base: Path, tokenizer: Path, empty: Mappi
         calibration=cut_windows(tokens[:cut], length=length, stride=length, empty=empty),
         evaluation=cut_windows(tokens[cut:], length=length, stride=stride, empty=empty),
         notes=notes,
+    )
+
+
+def load_training_windows(options: DataOptions, base: Path, tokenizer: Path, *, seed: int) -> TrainingData | None:
+    """Windows of ``options.training`` to train on, some of them for validation; ``None`` if it names no file.
+
+    They don't overlap, and all are as long as each other.
+
+    Raises:
+        BadInputError: the file can't be read, is too short, or shares lines with the evaluation data.
+    """
+    if options.training is None:
+        return None
+    path = base / options.training
+    text = read_running_text(path)
+    judged = options.evaluation or options.file
+    if judged is not None:
+        refuse_shared_lines(path, text, read_running_text(base / judged))
+    tokens = encode_text(text, load_tokenizer(tokenizer))
+    length = options.max_length
+    if len(tokens) < 2 * length:
+        raise BadInputError(str(path), f"{len(tokens)} tokens", expected=f"at least two windows of {length}")
+    windows = cut_windows(tokens[: len(tokens) // length * length], length=length, stride=length)
+    order = np.random.default_rng(seed).permutation(len(windows))
+    held = max(1, round(options.validation_share * len(windows)))
+    return TrainingData(
+        training=tuple(windows[row] for row in sorted(order[held:])),
+        validation=tuple(windows[row] for row in sorted(order[:held])),
+        running=True,
     )
 
 

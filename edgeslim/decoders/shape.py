@@ -7,12 +7,12 @@ queries, a gated SiLU feed-forward layer, and no biases. What departs from that 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from edgeslim.errors import BadInputError
 
-__all__ = ["DecoderShape", "shape_from_config"]
+__all__ = ["DecoderShape", "LayerSizes", "shape_from_config"]
 
 ARCHITECTURES = ("LlamaForCausalLM",)
 MAX_LAYERS = 1024
@@ -20,8 +20,22 @@ MAX_WIDTH = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerSizes:
+    """What layers may differ in."""
+
+    heads: int
+    kv_heads: int
+    feed_forward: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecoderShape:
-    """Sizes of a decoder. ``tied`` says that the output layer is the embedding's table."""
+    """Sizes of a decoder. ``tied`` says that the output layer is the embedding's table.
+
+    ``each`` has those of every layer where pruning made them differ. ``ranks`` are those of the matrices that are
+    factorized, by path: ``x Aᵀ Bᵀ``, where ``A [rank, in]`` is the tensor ``PATH.0.weight`` and ``B [out, rank]`` is
+    ``PATH.1.weight``.
+    """
 
     layers: int
     hidden: int
@@ -34,26 +48,40 @@ class DecoderShape:
     rope_theta: float
     tied: bool
     context: int
+    each: tuple[LayerSizes, ...] = ()
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
-    def linear_shapes(self) -> dict[str, tuple[int, int]]:
-        """Output and input width of each matrix of a layer, by its name in a checkpoint."""
-        query, kv = self.heads * self.head_width, self.kv_heads * self.head_width
+    def layer(self, index: int) -> LayerSizes:
+        """The sizes of one layer."""
+        if self.each:
+            return self.each[index]
+        return LayerSizes(heads=self.heads, kv_heads=self.kv_heads, feed_forward=self.feed_forward)
+
+    def linear_shapes(self, layer: int) -> dict[str, tuple[int, int]]:
+        """Output and input width of each matrix of a layer, by its name in a checkpoint, as if none were factorized."""
+        sizes = self.layer(layer)
+        query, kv = sizes.heads * self.head_width, sizes.kv_heads * self.head_width
         return {
             "self_attn.q_proj": (query, self.hidden),
             "self_attn.k_proj": (kv, self.hidden),
             "self_attn.v_proj": (kv, self.hidden),
             "self_attn.o_proj": (self.hidden, query),
-            "mlp.gate_proj": (self.feed_forward, self.hidden),
-            "mlp.up_proj": (self.feed_forward, self.hidden),
-            "mlp.down_proj": (self.hidden, self.feed_forward),
+            "mlp.gate_proj": (sizes.feed_forward, self.hidden),
+            "mlp.up_proj": (sizes.feed_forward, self.hidden),
+            "mlp.down_proj": (self.hidden, sizes.feed_forward),
         }
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor of a checkpoint, by its name."""
         found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocabulary, self.hidden)}
         for layer in range(self.layers):
-            for name, shape in self.linear_shapes().items():
-                found[f"model.layers.{layer}.{name}.weight"] = shape
+            for name, (outputs, inputs) in self.linear_shapes(layer).items():
+                path = f"model.layers.{layer}.{name}"
+                if path in self.ranks:
+                    found[f"{path}.0.weight"] = (self.ranks[path], inputs)
+                    found[f"{path}.1.weight"] = (outputs, self.ranks[path])
+                else:
+                    found[f"{path}.weight"] = (outputs, inputs)
             for name in ("input_layernorm", "post_attention_layernorm"):
                 found[f"model.layers.{layer}.{name}.weight"] = (self.hidden,)
         found["model.norm.weight"] = (self.hidden,)

@@ -2,11 +2,50 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from typing import Any
 
-from edgeslim.decoders.checkpoint import Checkpoint
+from edgeslim.decoders.checkpoint import ArrayCheckpoint, Checkpoint
+from edgeslim.decoders.shape import DecoderShape, LayerSizes, shape_from_config
 
-__all__ = ["make_module"]
+__all__ = ["ModuleCheckpoint", "make_module"]
+
+
+class ModuleCheckpoint(ArrayCheckpoint):
+    """The weights of a ``LlamaForCausalLM`` whose layers may have been pruned or factorized; it isn't copied."""
+
+    def __init__(self, module: Any) -> None:
+        """Takes ``module`` as it is.
+
+        Raises:
+            BadInputError: it isn't Llama-shaped.
+        """
+        tensors = dict(module.named_parameters())
+        super().__init__({name: tensor.detach().numpy for name, tensor in tensors.items()}, _read_shape(module))
+        self.module = module
+
+
+def _read_shape(module: Any) -> DecoderShape:
+    """The sizes of the layers as they are, whatever the config says."""
+    config = {**module.config.to_dict(), "architectures": ["LlamaForCausalLM"]}
+    shape = shape_from_config(config, "config.json")
+    linears = {path: layer for path, layer in module.model.named_modules(prefix="model") if path.endswith("_proj")}
+    factors = {path: layer for path, layer in linears.items() if list(layer.children())}
+
+    def width(path: str) -> int:
+        return int((factors[path][1] if path in factors else linears[path]).out_features)
+
+    each = tuple(
+        LayerSizes(
+            heads=width(f"model.layers.{index}.self_attn.q_proj") // shape.head_width,
+            kv_heads=width(f"model.layers.{index}.self_attn.k_proj") // shape.head_width,
+            feed_forward=width(f"model.layers.{index}.mlp.up_proj"),
+        )
+        for index in range(len(module.model.layers))
+    )
+    ranks = {path: int(layer[0].out_features) for path, layer in factors.items()}
+    return replace(shape, layers=len(each), each=each, ranks=ranks)
 
 
 def make_module(checkpoint: Checkpoint) -> Any:
@@ -19,6 +58,8 @@ def make_module(checkpoint: Checkpoint) -> Any:
     import transformers
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+    if isinstance(checkpoint, ModuleCheckpoint):
+        return copy.deepcopy(checkpoint.module).eval()
     shape = checkpoint.shape
     config = transformers.LlamaConfig(
         vocab_size=shape.vocabulary,

@@ -23,6 +23,7 @@ __all__ = [
     "WEIGHTS_NAME",
     "Span",
     "constant_array",
+    "input_shapes",
     "load_graph",
     "raise_opset",
     "save_graph",
@@ -146,6 +147,15 @@ def weight_spans(path: Path) -> tuple[Span, ...]:
     if total > end:
         spans.append(_padding(end, total - end))
     return tuple(spans)
+
+
+def input_shapes(model: ir.Model) -> dict[str, tuple[int | None, ...]]:
+    """The shapes of a graph's inputs, ``None`` for a free dimension."""
+    return {
+        str(value.name): tuple(dim if isinstance(dim, int) else None for dim in value.shape or ())
+        for value in model.graph.inputs
+        if value.name not in model.graph.initializers
+    }
 
 
 def constant_array(value: ir.Value | None) -> npt.NDArray[Any] | None:

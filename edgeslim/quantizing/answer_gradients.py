@@ -5,8 +5,8 @@ outputs otherwise. Its squared change is a sum over the layers' outputs of (grad
 gradient of each channel says what an error in it costs; for embedding tables the whole covariance of the gradients is
 kept, and how often each row is looked up. One backward pass a sample serves all layers (``edgeslim.torch_graph``).
 
-Class probabilities p enter as 2 √p: the squared change of these is twice the Kullback-Leibler divergence (to second
-order), which doesn't hang on the scale of the logits.
+Probabilities p of classes, and of next words, enter as 2 √p: the squared change of these is twice the Kullback-Leibler
+divergence (to second order), which doesn't hang on the scale of the logits.
 
 Rows that calibration never looks up are not worthless: by Good and Turing (Good 1953), all of them together are looked
 up as often as there are rows seen once.
@@ -142,7 +142,7 @@ def task_objective(task: Task) -> Objective | None:
     """What a task compares, as a function that gradients flow through; ``None`` for all outputs as they are."""
     facts = task.manifest()
     kind = str(facts.get("task", ""))
-    if kind.endswith("classification"):
+    if kind.endswith("classification") or kind == "causal-lm":
         return _probabilities
     if kind != "feature-extraction":
         return None

@@ -126,16 +126,22 @@ def magnitude_masks(
 def prunable_weights(
     module: nn.Module, patterns: tuple[str, ...], *, embeddings: bool = False
 ) -> tuple[list[str], dict[str, str]]:
-    """Names of the weights of linear and convolutional layers (or embeddings), and why others are left alone."""
+    """Names of the weights of linear and convolutional layers (or embeddings), and why others are left alone.
+
+    A weight that two layers share goes by the name of the first, and is an embedding's where one of them is.
+    """
     kinds = nn.Embedding if embeddings else (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     found: list[str] = []
     skipped: dict[str, str] = {}
+    tables = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Embedding)}
     for name, layer in module.named_modules():
         for key, value in layer.named_parameters(recurse=False):
             parameter = f"{name}.{key}" if name else key
             if value.dim() < 2 or not isinstance(layer, kinds) or key != "weight":
                 if value.dim() >= 2 and not embeddings:
                     skipped[parameter] = f"a {type(layer).__name__}, no linear or convolutional layer"
+            elif id(value) in tables and not embeddings:
+                skipped[parameter] = "an embedding's table, too"
             elif not any(fnmatch.fnmatchcase(parameter, pattern) for pattern in patterns):
                 skipped[parameter] = "not among the recipe's patterns"
             else:

@@ -4,7 +4,7 @@ Distillation compares a student with its frozen teacher in any of these ways, ea
 
 * soft labels: ``T² KL(softmax(teacher / T) ‖ softmax(student / T))`` (Hinton et al. 2015, arXiv 1503.02531)
 * logits: their mean squared difference (Ba and Caruana 2014, arXiv 1312.6184)
-* labels: cross entropy with the true class, where the data have labels
+* labels: cross entropy with the true class, where the data have labels; with the next token, of a language model
 * embeddings: 1 - cosine of the vectors that the task makes of the outputs
 * hidden states: the squared difference of a student's layer and its teacher's, over the teacher's own mean square. That
   ratio, unlike TinyBERT's plain square (Jiao et al. 2020, arXiv 1909.10351), doesn't depend on the scale of a layer.
@@ -36,6 +36,7 @@ __all__ = [
     "attention_loss",
     "cosine_loss",
     "hidden_loss",
+    "next_token_loss",
     "pool",
     "soft_label_loss",
     "usual_weights",
@@ -55,7 +56,7 @@ class LabelLoss(nn.Module):
     def forward(self, inputs: Mapping[str, Tensor], labels: Labels) -> Tensor:
         """A loss for each sample."""
         model = self._model[0]
-        return label_loss(model.pick(convert_to_fp32(self.student(**model.take(inputs)))), labels)
+        return true_loss(model.pick(convert_to_fp32(self.student(**model.take(inputs)))), inputs, labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +73,11 @@ class DistillationWeights:
 
 
 def usual_weights(manifest: Mapping[str, object], *, layered: bool) -> DistillationWeights:
-    """What a recipe without weights gets: soft labels of a classifier, else embeddings; hidden states if there are."""
+    """What a recipe without weights gets: soft labels where there are classes or words, else embeddings; hidden states
+    if there are.
+    """
     hidden = 1.0 if layered else 0.0
-    if "labels" in manifest:
+    if "labels" in manifest or manifest.get("task") == "causal-lm":
         return DistillationWeights(soft=1.0, hidden=hidden)
     return DistillationWeights(embeddings=1.0, hidden=hidden)
 
@@ -127,7 +130,7 @@ class DistillationLoss(nn.Module):
         if weights.logits:
             total = total + weights.logits * (out - target).square().flatten(1).mean(1)
         if weights.labels:
-            total = total + weights.labels * label_loss(out, labels)
+            total = total + weights.labels * true_loss(out, inputs, labels)
         if weights.embeddings:
             vectors = [pool(value, mask, self._pooling) for value in (out, target)]
             total = total + weights.embeddings * cosine_loss(*vectors)
@@ -142,6 +145,19 @@ class DistillationLoss(nn.Module):
                 part = attention_loss(ours["attentions"][index], theirs["attentions"][layer], mask)
                 total = total + weights.attention / len(self._layers) * part
         return total
+
+
+def true_loss(logits: Tensor, inputs: Mapping[str, Tensor], labels: Labels) -> Tensor:
+    """A loss a sample: ``label_loss``, or for the logits ``[B, S, V]`` of a language model ``next_token_loss``."""
+    if logits.dim() == 3 and labels is None and "input_ids" in inputs:
+        return next_token_loss(logits, inputs["input_ids"])
+    return label_loss(logits, labels)
+
+
+def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Mean cross entropy of ``logits [B, S, V]`` with the ``tokens [B, S]`` that follow, ``[B]``."""
+    lost = functional.cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
+    return lost.mean(1)
 
 
 def label_loss(logits: Tensor, labels: Labels) -> Tensor:
@@ -161,12 +177,16 @@ def label_loss(logits: Tensor, labels: Labels) -> Tensor:
 
 
 def soft_label_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """``T² KL(teacher ‖ student)`` of logits ``[B, C]``, softened by the temperature; one logit is a sigmoid's."""
-    if student.shape[1] == 1:
-        student, teacher = (torch.cat([torch.zeros_like(value), value], 1) for value in (student, teacher))
-    ours = functional.log_softmax(student / temperature, dim=1)
-    theirs = functional.log_softmax(teacher / temperature, dim=1)
-    return temperature**2 * functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
+    """``T² KL(teacher ‖ student)`` of logits ``[B, C]``, softened by the temperature; one logit is a sigmoid's.
+
+    Of logits ``[B, S, V]`` it is the mean over tokens.
+    """
+    if student.shape[-1] == 1:
+        student, teacher = (torch.cat([torch.zeros_like(value), value], -1) for value in (student, teacher))
+    ours = functional.log_softmax(student / temperature, dim=-1)
+    theirs = functional.log_softmax(teacher / temperature, dim=-1)
+    divergence = temperature**2 * functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
+    return divergence.flatten(1).mean(1) if divergence.dim() > 1 else divergence
 
 
 def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def test_a_huggingface_folder(tmp_path: Path) -> None:
         edgeslim.build(target="linux-arm64", folder=tmp_path / "other", use_cache=False)
     for step in ("finetune", "distill"):
         tiny_llama.write_project(tmp_path / "other", str(tmp_path / "model"), steps=f'[[steps]]\nuse = "{step}"')
-        with pytest.raises(BadInputError, match=f"a language model, and {step} works on a torch model"):
+        with pytest.raises(BadInputError, match="no training data"):
             edgeslim.build(target="linux-arm64", folder=tmp_path / "other", use_cache=False)
 
 
