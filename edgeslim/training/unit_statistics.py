@@ -36,6 +36,8 @@ from edgeslim.training.unit_groups import Part
 __all__ = ["UnitStatistics", "block_influence", "measure_gradients", "measure_moments"]
 
 RUN = 16
+RUN_TOKENS = 1024
+"""Of running text: the logits of many words take much memory."""
 MAX_PLACES = 256
 """Of the places under a convolution's kernel, so many a sample count, evenly spaced."""
 
@@ -211,12 +213,17 @@ def _runs(batches: Sequence[Batch], ctx: Context, what: str) -> Iterator[tuple[d
     for batch in ordered:
         last = runs[-1] if runs else []
         alike = last and all(value.shape[1:] == last[-1].feed[name].shape[1:] for name, value in batch.feed.items())
-        if 0 < len(last) < RUN and ("attention_mask" in batch.feed or alike):
+        most = RUN if "attention_mask" in batch.feed or "input_ids" not in batch.feed else _most_windows(batch)
+        if 0 < len(last) < most and ("attention_mask" in batch.feed or alike):
             last.append(batch)
         else:
             runs.append([batch])
     for run in ctx.progress.track(runs, what, len(runs)):
         yield collate(run, {})
+
+
+def _most_windows(batch: Batch) -> int:
+    return min(RUN, max(1, RUN_TOKENS // int(batch.feed["input_ids"].shape[1])))
 
 
 @contextmanager

