@@ -18,7 +18,7 @@ from edgeslim.checks.operators import check_operators
 from edgeslim.checks.size import check_size
 from edgeslim.core import Artifact, Batch, Budget, Context, Feed, Finding, Progress, Task
 from edgeslim.datasets.samples import Samples, fixed_length_feed
-from edgeslim.graphs.freeze import fixed_length
+from edgeslim.graphs.freeze import timed_length
 from edgeslim.packaging.archive import apk_download_bytes
 from edgeslim.packaging.bundle import file_entry
 from edgeslim.project import Plan
@@ -116,4 +116,4 @@ def check_cost(
 
 def timed_feed(model: Path, evaluation: Sequence[Batch], max_length: int) -> Feed:
     """The inputs of the run that is timed: a sample at the usual length, or at the only one that the model takes."""
-    return fixed_length_feed(evaluation, fixed_length(model) or min(LATENCY_LENGTH, max_length))
+    return fixed_length_feed(evaluation, timed_length(model, min(LATENCY_LENGTH, max_length)))

@@ -11,7 +11,7 @@ from edgeslim.core import Batch, Budget, Feed, Finding, Progress, Runner
 from edgeslim.devices.device import Device, Isa, open_device
 from edgeslim.devices.runner import DeviceRun, run_on_device
 from edgeslim.errors import DeviceError, UsageError
-from edgeslim.graphs.graph import input_shapes, load_graph
+from edgeslim.graphs.graph import input_forms, load_graph
 from edgeslim.session import fit_feed
 
 __all__ = ["DeviceOptions", "OnDevice", "machine_isa", "run_package"]
@@ -95,7 +95,7 @@ def run_package(
         EdgeslimError: see ``open_device`` and ``run_on_device``.
     """
     wanted = machine_isa(isa)
-    shapes = input_shapes(load_graph(model))
+    forms = input_forms(load_graph(model))
     progress.step(f"device {options.device.partition(':')[0]}")
     with open_device(options.device, wanted) as device:
         _check_isa(device, wanted, options.device)
@@ -106,7 +106,7 @@ def run_package(
             model=model,
             weights=weights,
             packed=packed,
-            feeds=[fit_feed(feed, shapes) for feed in (*(batch.feed for batch in batches), timed)],
+            feeds=[fit_feed(feed, forms) for feed in (*(batch.feed for batch in batches), timed)],
             threads=1 if device.emulated else threads,
             rounds=EMULATED_ROUNDS if device.emulated else ROUNDS,
             warm_up=EMULATED_WARM_UP if device.emulated else WARM_UP,

@@ -130,9 +130,10 @@ def _evaluation_windows(manifest: Manifest, task: tasks.CausalLM, data: str | No
     if tokenizer is None:
         raise BadInputError("package", "a language model without a tokenizer", expected="one that edgeslim built")
     inputs = manifest.signature.get("inputs")
-    empty = empty_cache(
+    cache = empty_cache(
         [dict(item) for item in inputs if isinstance(item, Mapping)] if isinstance(inputs, list) else []
     )
+    empty = {name: value[:, :, :0].astype(np.float32) for name, value in cache.items()}
     options = dataclasses.replace(data_options(manifest, data), stride=task.stride)
     if data is None:
         return load_windows(options, Path(), tokenizer, empty, seed=0)

@@ -19,9 +19,12 @@ from edgeslim.errors import BadInputError
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
+    "PAST_LENGTH",
+    "InputForm",
     "OrtRunner",
     "RunnerOnDemand",
     "close_runner",
+    "element_dtype",
     "fit_feed",
     "make_options",
     "make_session",
@@ -29,6 +32,12 @@ __all__ = [
     "open_runner",
     "runtime_version",
 ]
+
+PAST_LENGTH = "past_length"
+"""The input that says how many tokens are in a KV cache of a fixed length."""
+_INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+_ARRAY_TYPES = {"float16", "float32", "float64", "bool"} | _INTEGERS
+InputForm = tuple[np.dtype[Any], Sequence[int | None]]
 
 
 class OrtRunner:
@@ -38,11 +47,11 @@ class OrtRunner:
         self._session = session
         self.inputs: tuple[str, ...] = tuple(item.name for item in session.get_inputs())
         self.outputs: tuple[str, ...] = tuple(item.name for item in session.get_outputs())
-        self._shapes = {item.name: item.shape for item in session.get_inputs()}
+        self._forms = {item.name: (element_dtype(item.type), _dimensions(item)) for item in session.get_inputs()}
 
     def __call__(self, feed: Feed) -> Feed:
         """Runs the model on the CPU, with the inputs as ``fit_feed`` has them."""
-        values = self._session.run(None, fit_feed(feed, self._shapes))
+        values = self._session.run(None, fit_feed(feed, self._forms))
         return dict(zip(self.outputs, values, strict=True))
 
     def run_only(self, feed: Feed, names: Sequence[str], overrides: Feed | None = None) -> Feed:
@@ -105,17 +114,21 @@ def open_runner(path: Path, *, threads: int = 0, optimized: Path | None = None) 
     return OrtRunner(make_session(path, options))
 
 
-def fit_feed(feed: Feed, shapes: Mapping[str, Sequence[int | str | None]]) -> Feed:
-    """Those of the inputs ``feed`` that a graph has, by the ``shapes`` that it wants.
+def fit_feed(feed: Feed, inputs: Mapping[str, InputForm]) -> Feed:
+    """Those of ``feed`` that a graph has, by what its ``inputs`` are.
 
-    An input that holds nothing takes the fixed dimensions: a KV cache that is empty changes with the model's heads.
+    An input that holds nothing, as a KV cache before the first token, takes the graph's own type and fixed dimensions;
+    a buffer of a fixed length then is full of zeros, and ``past_length`` says 0.
     """
     fitted: dict[str, npt.NDArray[Any]] = {}
-    for name, shape in shapes.items():
+    for name, (dtype, shape) in inputs.items():
+        if name == PAST_LENGTH and name not in feed:
+            fitted[name] = np.zeros(1, np.int64)
+            continue
         value = feed[name]
         if value.size == 0 and value.ndim == len(shape):
-            sizes = [dim if isinstance(dim, int) else got for dim, got in zip(shape, value.shape, strict=True)]
-            value = np.empty(sizes, value.dtype)
+            sizes = [got if dim is None else dim for dim, got in zip(shape, value.shape, strict=True)]
+            value = np.zeros(sizes, dtype)
         fitted[name] = value
     return fitted
 
@@ -162,9 +175,19 @@ def runtime_version() -> str:
     return str(ort.__version__)
 
 
+def element_dtype(kind: str) -> np.dtype[Any]:
+    """The array type of ONNX Runtime's name for one, such as ``tensor(int8)``; float32 for what arrays don't have."""
+    name = kind.removeprefix("tensor(").removesuffix(")")
+    plain = {"float": "float32", "double": "float64"}.get(name, name)
+    return np.dtype(plain if plain in _ARRAY_TYPES else "float32")
+
+
+def _dimensions(item: Any) -> list[int | None]:
+    return [dim if isinstance(dim, int) and dim > 0 else None for dim in item.shape]
+
+
 def _describe(item: Any) -> dict[str, object]:
-    shape = [dim if isinstance(dim, int) and dim > 0 else None for dim in item.shape]
-    return {"name": item.name, "type": item.type, "shape": shape}
+    return {"name": item.name, "type": item.type, "shape": _dimensions(item)}
 
 
 def max_difference(left: Feed, right: Feed) -> tuple[float, float]:

@@ -24,7 +24,7 @@ from edgeslim.core import Batch, Context, Quiet
 from edgeslim.datasets.samples import fixed_length_feed
 from edgeslim.errors import EdgeslimError
 from edgeslim.graphs import graph
-from edgeslim.graphs.freeze import fixed_length
+from edgeslim.graphs.freeze import timed_length
 from edgeslim.quantizing.storage_grid import encode_weights
 from edgeslim.session import RunnerOnDemand, close_runner
 
@@ -62,7 +62,7 @@ def measure_stage(
     changed = context if calibration is None else replace(context, calibration=calibration)
     threads = context.target.runtime.threads
     graphs = [folder / graph.MODEL_NAME for folder in (before, after)]
-    feed = fixed_length_feed(changed.calibration, fixed_length(graphs[0]) or LENGTH)
+    feed = fixed_length_feed(changed.calibration, min(timed_length(path, LENGTH) for path in graphs))
     close_runner(context.reference)  # two graphs are open at a time, never three
     left, right = (RunnerOnDemand(path, threads=threads) for path in graphs)
     times = measure_pair(left, right, feed, rounds=ROUNDS)

@@ -45,9 +45,13 @@ def draws(sampling: Sampling) -> list[int]:
     return [sampling.choose(row, generator) for row in logits_rows()]
 
 
-def build_tiny(folder: Path, target: str = "linux-arm64") -> tuple[Path, Path]:
-    """The package of a tiny model with a chat template, and the folder that it unpacks to."""
-    tiny_llama.write_project(folder, "m.gguf")
+def build_tiny(folder: Path, target: str = "linux-arm64", cache: str = "") -> tuple[Path, Path]:
+    """The package of a tiny model with a chat template, and the folder that it unpacks to.
+
+    ``cache`` are settings of the stage ``kv_cache``.
+    """
+    steps = tiny_llama.KEEP + (f'[[steps]]\nuse = "kv_cache"\n{cache}\n' if cache else "")
+    tiny_llama.write_project(folder, "m.gguf", steps)
     tiny_llama.write_gguf(folder / "m.gguf", {"ffn": "Q4_1", "weight": "Q8_0"})
     report = edgeslim.build(target=target, folder=folder, use_cache=False)
     assert not report.failed(), report.failed()

@@ -42,6 +42,8 @@ def check_generation(artifact: Artifact, feed: Feed, target: TargetProfile) -> I
     prompt = [int(token) for token in feed["input_ids"][0]]
     models = [artifact.model, *([artifact.reference] if artifact.reference is not None else [])]
     runners = [open_runner(model, threads=threads) for model in models]
+    room = next(iter(empty_cache(runners[0].signature()["inputs"]).values())).shape[2]
+    prompt = prompt[: max(1, room - TOKENS)] if room else prompt
     firsts: list[list[float]] = [[] for _ in models]
     tokens: list[list[float]] = [[] for _ in models]
     for number in range(PROMPTS + 1):  # the first round warms up

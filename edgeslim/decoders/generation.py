@@ -15,14 +15,15 @@ import numpy.typing as npt
 from edgeslim.core import Feed, Runner
 from edgeslim.decoders.sampling import Sampling, SplitMix64
 from edgeslim.errors import BadInputError
+from edgeslim.session import PAST_LENGTH, element_dtype
 
 __all__ = ["CachedDecoder", "empty_cache", "generate", "stream_text"]
 
 PIECE = 64
 
 
-def empty_cache(inputs: Sequence[dict[str, Any]]) -> dict[str, npt.NDArray[np.float32]]:
-    """The cache before the first token, for a signature's ``inputs``: [1, kv_heads, 0, head_width] each.
+def empty_cache(inputs: Sequence[dict[str, Any]]) -> dict[str, npt.NDArray[Any]]:
+    """The cache before the first token, for a signature's ``inputs``: [1, kv_heads, 0, head_width] each, or its room.
 
     Raises:
         BadInputError: they aren't those of a decoder.
@@ -33,19 +34,22 @@ def empty_cache(inputs: Sequence[dict[str, Any]]) -> dict[str, npt.NDArray[np.fl
         raise BadInputError(
             "model", f"the inputs {names}", expected="input_ids and past_key_values.*, as a decoder has"
         )
-    return {name: np.zeros((1, shape[1], 0, shape[3]), np.float32) for name, shape in found.items()}
+    kinds = {str(item["name"]): element_dtype(str(item["type"])) for item in inputs}
+    return {name: np.zeros((1, shape[1], shape[2] or 0, shape[3]), kinds[name]) for name, shape in found.items()}
 
 
 class CachedDecoder:
     """A decoder and its cache: tokens go in, and the logits of what follows them come out.
 
-    ``context`` is how many tokens the model can read; ``None``: it isn't known.
+    ``context`` is how many tokens the model can read; ``None``: it isn't known. A cache of a fixed length has room for
+    no more than that.
     """
 
     def __init__(self, run: Runner, cache: Feed, context: int | None = None) -> None:
         self._run = run
         self._cache = dict(cache)
-        self.context = context
+        self._room = next((int(value.shape[2]) for value in cache.values()), 0)
+        self.context = min(context or self._room, self._room) if self._room else context
         self.length = 0
 
     def check_room(self, tokens: int) -> None:
@@ -71,9 +75,10 @@ class CachedDecoder:
         outputs: Feed = {}
         for start in range(0, len(tokens), PIECE):
             piece = np.array([tokens[start : start + PIECE]], np.int64)
-            outputs = self._run({"input_ids": piece, **self._cache})
+            counted = {PAST_LENGTH: np.array([self.length], np.int64)} if self._room else {}
+            outputs = self._run({"input_ids": piece, **counted, **self._cache})
             self._cache = {name: outputs[name.replace("past_key_values", "present", 1)] for name in self._cache}
-        self.length += len(tokens)
+            self.length += piece.shape[1]
         return np.asarray(outputs["logits"][0, -1], np.float32)
 
 

@@ -17,7 +17,7 @@ from edgeslim.errors import BadInputError, CheckError
 from edgeslim.graphs.graph import load_graph, save_graph
 from edgeslim.session import max_difference, open_runner
 
-__all__ = ["fixed_length", "freeze_shapes"]
+__all__ = ["fixed_length", "timed_length", "freeze_shapes"]
 
 TOLERANCE = 1e-3
 
@@ -60,10 +60,19 @@ def freeze_shapes(path: Path, samples: Sequence[Batch], folder: Path) -> dict[st
 
 def fixed_length(path: Path) -> int | None:
     """The number of tokens that the graph at ``path`` takes, if it takes only one."""
+    return _dimension(open_runner(path).signature()["inputs"], "input_ids", 2, 1)
+
+
+def timed_length(path: Path, usual: int) -> int:
+    """The tokens of a run that is timed: ``usual``, those that the graph takes, or what its KV cache has room for."""
     inputs = open_runner(path).signature()["inputs"]
-    shapes: Mapping[object, object] = {item["name"]: item["shape"] for item in inputs}
-    shape = shapes.get("input_ids")
-    length = shape[1] if isinstance(shape, list) and len(shape) == 2 else None
+    room = _dimension(inputs, "past_key_values.0.key", 4, 2) or usual
+    return _dimension(inputs, "input_ids", 2, 1) or min(usual, room)
+
+
+def _dimension(inputs: Sequence[Mapping[str, object]], name: str, rank: int, axis: int) -> int | None:
+    shape = next((item["shape"] for item in inputs if item["name"] == name), None)
+    length = shape[axis] if isinstance(shape, list) and len(shape) == rank else None
     return length if isinstance(length, int) else None
 
 

@@ -23,7 +23,7 @@ __all__ = [
     "WEIGHTS_NAME",
     "Span",
     "constant_array",
-    "input_shapes",
+    "input_forms",
     "load_graph",
     "raise_opset",
     "save_graph",
@@ -149,10 +149,13 @@ def weight_spans(path: Path) -> tuple[Span, ...]:
     return tuple(spans)
 
 
-def input_shapes(model: ir.Model) -> dict[str, tuple[int | None, ...]]:
-    """The shapes of a graph's inputs, ``None`` for a free dimension."""
+def input_forms(model: ir.Model) -> dict[str, tuple[np.dtype[Any], tuple[int | None, ...]]]:
+    """Types and shapes of a graph's inputs, ``None`` for a free dimension."""
     return {
-        str(value.name): tuple(dim if isinstance(dim, int) else None for dim in value.shape or ())
+        str(value.name): (
+            (value.dtype or ir.DataType.FLOAT).numpy(),
+            tuple(dim if isinstance(dim, int) else None for dim in value.shape or ()),
+        )
         for value in model.graph.inputs
         if value.name not in model.graph.initializers
     }

@@ -111,6 +111,24 @@ def test_conversations_are_pythons(chat: Path, tiny: Package, sampling: Sampling
             bytes.fromhex(piece).decode()  # whole characters
 
 
+@pytest.mark.parametrize("form", ["bits = 8", "bits = 8\nlength = 60", "bits = 32\nlength = 60"])
+def test_caches_of_other_forms(chat: Path, form: str, tmp_path: Path) -> None:
+    """int8 and fixed lengths, in which a conversation ends where the buffers are full."""
+    archive, folder = chat_cases.build_tiny(tmp_path / "tiny", cache=form)
+    drawn = chat_cases.SETTINGS[1]
+    texts, tokens = chat_cases.pythons_answers(archive, drawn, 80, chat_cases.TURNS[:1])
+    told = run(chat, "answer", folder, *settings(drawn), 80, *chat_cases.TURNS[:1])
+    assert told.returncode == 0, told.stderr
+    *blocks, _, count, _ = re.split(r"^(\d+) of (\d+)\n", told.stdout, flags=re.MULTILINE)
+    assert [bytes.fromhex(block).decode() for block in blocks] == texts
+    assert int(count) == len(tokens)
+    assert len(tokens) == 61 if "length" in form else len(tokens) > 61
+    if "length" in form:
+        full = run(chat, "answer", folder, *settings(drawn), 80, "A fox?", "A dog?")
+        assert full.returncode == 15
+        assert "start anew" in full.stderr
+
+
 def test_an_answer_can_be_stopped_and_a_conversation_begun_anew(chat: Path, tiny: Package) -> None:
     words = ("answer", tiny.folder, 0, 1, 0, 5, "A fox?", "restart", "A fox?", "stop", "restart", "A fox?")
     lines = [line for line in run(chat, *words).stdout.split("\n") if re.fullmatch(r"\d+ of \d+", line)]

@@ -230,6 +230,9 @@ edgeslim_status edgeslim_chat_open(edgeslim_model *model, edgeslim_chat **chat, 
     c->model = model;
     status = read_task(c, error);
     if (status == EDGESLIM_OK) status = edgeslim_decoder_open(model, &c->decoder, error);
+    if (status == EDGESLIM_OK && edgeslim_decoder_room(c->decoder) > 0 &&
+        (c->context == 0 || c->context > edgeslim_decoder_room(c->decoder)))
+        c->context = edgeslim_decoder_room(c->decoder);
     if (status == EDGESLIM_OK) *chat = c;
     else edgeslim_chat_close(c);
     return status;

@@ -1,7 +1,8 @@
 /* A language model of an open package with its KV cache: tokens go in, the logits of what follows them come out. C99.
  *
  * Inputs named past_key_values.* hold the cache, float32 or of fewer bits; what a run gives as present.* goes into the
- * next one as it is, nothing is copied. It takes memory for each token that was fed, and twice that during a run.
+ * next one as it is, nothing is copied. It takes memory for each token that was fed, and twice that during a run. Where
+ * the model has a cache of a fixed length, with an input past_length, that is what it takes from the first token on.
  * edgeslim_chat.h is the conversation on top of it. One thread at a time.
  *
  * SPDX-License-Identifier: Apache-2.0 */
@@ -31,6 +32,9 @@ edgeslim_status edgeslim_decoder_feed(edgeslim_decoder *decoder, const int64_t *
 
 /* How many tokens are in the cache. */
 size_t edgeslim_decoder_length(const edgeslim_decoder *decoder);
+
+/* How many it has room for; 0 where it grows. */
+size_t edgeslim_decoder_room(const edgeslim_decoder *decoder);
 
 #ifdef __cplusplus
 }

@@ -2,5 +2,6 @@
 package ai.onnxruntime;
 
 public enum OnnxJavaType {
+    INT8,
     UINT8
 }

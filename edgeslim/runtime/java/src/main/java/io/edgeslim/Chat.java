@@ -57,7 +57,7 @@ public final class Chat implements AutoCloseable {
         }
         try (InputStream in = new FileInputStream(files.tokenizer())) {
             Tokenizer tokenizer = Tokenizer.open(in);
-            return new Chat(spec, tokenizer, OrtTokenDecoder.open(files, options, spec.emptyShapes));
+            return new Chat(spec, tokenizer, OrtTokenDecoder.open(files, options, spec));
         }
     }
 

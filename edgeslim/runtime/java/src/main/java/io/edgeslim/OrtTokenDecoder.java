@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.edgeslim;
 
+import ai.onnxruntime.OnnxJavaType;
 import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OnnxValue;
 import ai.onnxruntime.OrtEnvironment;
@@ -22,22 +23,23 @@ final class OrtTokenDecoder implements TokenDecoder {
     private static final int PROMPT_PIECE = 64;
 
     private static final String PAST = "past_key_values";
+    /** How many tokens are in a cache of a fixed length. */
+    private static final String USED = "past_length";
 
     private final OrtModelSession session;
-    private final Map<String, long[]> emptyShapes;
+    private final ChatSpec spec;
     /** The cache, and the logits of the run that it came from; null while the cache is empty. */
     private OrtSession.Result last;
     private int length;
 
-    /** Opens the model; {@code emptyShapes} has the shape of each part of a cache that holds nothing, by its name. */
-    static OrtTokenDecoder open(ModelFiles files, RunOptions options, Map<String, long[]> emptyShapes)
-            throws IOException {
-        return new OrtTokenDecoder(OrtModelSession.open(files.model(), options), emptyShapes);
+    /** Opens the model, whose cache {@code spec} knows. */
+    static OrtTokenDecoder open(ModelFiles files, RunOptions options, ChatSpec spec) throws IOException {
+        return new OrtTokenDecoder(OrtModelSession.open(files.model(), options), spec);
     }
 
-    private OrtTokenDecoder(OrtModelSession session, Map<String, long[]> emptyShapes) {
+    private OrtTokenDecoder(OrtModelSession session, ChatSpec spec) {
         this.session = session;
-        this.emptyShapes = emptyShapes;
+        this.spec = spec;
     }
 
     @Override
@@ -58,12 +60,17 @@ final class OrtTokenDecoder implements TokenDecoder {
         Map<String, OnnxTensor> made = new HashMap<>();
         try {
             made.put("input_ids", OnnxTensor.createTensor(environment, LongBuffer.wrap(piece), new long[] {1, piece.length}));
-            for (Map.Entry<String, long[]> part : emptyShapes.entrySet()) {
+            boolean isFixed = false;
+            for (Map.Entry<String, long[]> part : spec.emptyShapes.entrySet()) {
+                isFixed = part.getValue()[2] > 0;
                 if (last == null) {
-                    made.put(part.getKey(), OnnxTensor.createTensor(environment, nothing(), part.getValue()));
+                    made.put(part.getKey(), emptyPart(environment, part.getValue()));
                 } else {
                     inputs.put(part.getKey(), tensor(last, "present" + part.getKey().substring(PAST.length())));
                 }
+            }
+            if (isFixed) {
+                made.put(USED, OnnxTensor.createTensor(environment, LongBuffer.wrap(new long[] {length}), new long[] {1}));
             }
             inputs.putAll(made);
             OrtSession.Result result = session.session().run(inputs);
@@ -83,11 +90,16 @@ final class OrtTokenDecoder implements TokenDecoder {
         }
     }
 
-    /** No floats, at an address that is one. */
-    private static FloatBuffer nothing() {
-        FloatBuffer floats = ByteBuffer.allocateDirect(4).order(ByteOrder.nativeOrder()).asFloatBuffer();
-        floats.limit(0);
-        return floats;
+    /** Zeros, or nothing at an address that is one. */
+    private OnnxTensor emptyPart(OrtEnvironment environment, long[] shape) throws OrtException {
+        int count = (int) (shape[1] * shape[2] * shape[3]);
+        int bytes = spec.isInt8 ? count : 4 * count;
+        ByteBuffer zeros = ByteBuffer.allocateDirect(Math.max(bytes, 4)).order(ByteOrder.nativeOrder());
+        zeros.limit(bytes);
+        if (spec.isInt8) {
+            return OnnxTensor.createTensor(environment, zeros, shape, OnnxJavaType.INT8);
+        }
+        return OnnxTensor.createTensor(environment, zeros.asFloatBuffer(), shape);
     }
 
     private static OnnxTensor tensor(OrtSession.Result result, String name) throws IOException {
