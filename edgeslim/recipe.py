@@ -74,13 +74,26 @@ def parse_recipe(tables: Sequence[Mapping[str, Any]], where: str, *, load_stages
     Without ``load_stages`` the recipe has its tables alone: enough to tell whether it has changed, without the
     libraries that stages import.
 
+    What comes before a stage that writes the graph ``anew``, from a language model's checkpoint, is done to the torch
+    model, which that checkpoint then is.
+
     Raises:
         BadInputError: an unknown stage, settings that it doesn't have, or a stage on the graph before one on the torch
-            model.
+            model or one that writes the graph anew.
     """
     numbered = enumerate(tables) if load_stages else ()
     stages = [_parse_stage(table, f"{where}: steps[{index}]") for index, table in numbered]
     split = max((index + 1 for index, named in enumerate(stages) if named.level == "torch"), default=0)
+    anew = max((index for index, named in enumerate(stages) if getattr(named.stage, "anew", False)), default=0)
+    lost = next((index for index, named in enumerate(stages[:anew]) if named.level == "graph"), None)
+    if lost is not None:
+        raise BadInputError(
+            f"{where}: steps[{lost}]",
+            f"{stages[lost].name} works on the exported graph, and {stages[anew].name} after it writes a new one",
+            expected="stages on the torch model alone in front of it",
+            hint=f"write {stages[lost].name} after {stages[anew].name}, or leave one of them out",
+        )
+    split = max(split, anew)
     early = next((index for index, named in enumerate(stages[:split]) if named.level == "graph"), None)
     if early is not None:
         raise BadInputError(

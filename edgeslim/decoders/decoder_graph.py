@@ -34,12 +34,14 @@ from edgeslim.decoders.weights_file import WeightsWriter
 from edgeslim.graphs.graph import MODEL_NAME
 from edgeslim.graphs.int8_forms import MICROSOFT
 
-__all__ = ["Encode", "as_floats", "as_stored", "past_names", "write_decoder"]
+__all__ = ["Encode", "Encoded", "as_floats", "as_stored", "past_names", "write_decoder"]
 
 OPSET = 20
 INT8_INPUTS = {4: 4, 8: 4}
 Matrix = npt.NDArray[np.float32] | StoredBlocks
-Encode = Callable[[Checkpoint, str], Matrix]
+Encoded = Matrix | tuple[Matrix, Matrix]
+"""A matrix [out, in], or the two [rank, in] and [out, rank] that it has become."""
+Encode = Callable[[Checkpoint, str], Encoded]
 """Reads a tensor of a checkpoint in the form in which it is to be written."""
 
 
@@ -105,6 +107,7 @@ class _Writer:
             for index, name in enumerate(past_names(shape.layers))
         ]
         table = self.encode(self.checkpoint, "model.embed_tokens.weight")
+        assert not isinstance(table, tuple)
         hidden, tied = self._embed(ids, table)
         lengths, angles = self._positions(ids, past[0])
         outputs: list[ir.Value] = []
@@ -222,7 +225,12 @@ class _Writer:
     def _linear(self, path: str, source: ir.Value) -> ir.Value:
         if path in self.shape.ranks:
             return self._linear(f"{path}.1", self._linear(f"{path}.0", source))
-        matrix = self.encode(self.checkpoint, f"{path}.weight")
+        made = self.encode(self.checkpoint, f"{path}.weight")
+        if isinstance(made, tuple):
+            return self._matrix(f"{path}.1", self._matrix(f"{path}.0", source, made[0]), made[1])
+        return self._matrix(path, source, made)
+
+    def _matrix(self, path: str, source: ir.Value, matrix: Matrix) -> ir.Value:
         if isinstance(matrix, StoredBlocks):
             return self._blocks(path, source, matrix)
         weight = self.constant(f"{path}.weight", matrix.T)

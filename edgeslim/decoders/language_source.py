@@ -18,8 +18,9 @@ from edgeslim.decoders.chat_format import split_template
 from edgeslim.decoders.checkpoint import Checkpoint, SafetensorsCheckpoint
 from edgeslim.decoders.decoder_graph import past_names, write_decoder
 from edgeslim.decoders.gguf import GgufCheckpoint
+from edgeslim.decoders.layer_stream import streamed_logits
 from edgeslim.decoders.shape import DecoderShape, shape_from_config
-from edgeslim.decoders.torch_decoder import make_module
+from edgeslim.decoders.torch_decoder import ModuleCheckpoint
 from edgeslim.errors import BadInputError, CheckError
 from edgeslim.export import TOLERANCE, Export
 from edgeslim.language_task import CausalLM
@@ -163,7 +164,7 @@ def export_decoder(checkpoint: Checkpoint, samples: Sequence[Batch], folder: Pat
         BadInputError: the checkpoint can't be used.
         CheckError: the logits differ by more than 1e-3, and their directions by more than 1e-6.
     """
-    wanted = _transformers_logits(checkpoint, samples)
+    wanted = _source_logits(checkpoint, samples)
     path = write_decoder(checkpoint, folder)
     runner = open_runner(path)
     largest, smallest = 0.0, 1.0
@@ -180,9 +181,11 @@ def export_decoder(checkpoint: Checkpoint, samples: Sequence[Batch], folder: Pat
     return Export(path=path, engine="decoder", metrics=metrics)
 
 
-def _transformers_logits(checkpoint: Checkpoint, samples: Sequence[Batch]) -> list[Any]:
+def _source_logits(checkpoint: Checkpoint, samples: Sequence[Batch]) -> list[Any]:
+    """Those of transformers' model: of the module where it is in memory anyway, or layer by layer."""
     import torch
 
-    module = make_module(checkpoint)
+    if not isinstance(checkpoint, ModuleCheckpoint):
+        return list(streamed_logits(checkpoint, samples))
     with torch.no_grad():
-        return [module(torch.from_numpy(sample.feed["input_ids"])).logits.numpy() for sample in samples]
+        return [checkpoint.module(torch.from_numpy(sample.feed["input_ids"])).logits.numpy() for sample in samples]

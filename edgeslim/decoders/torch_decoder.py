@@ -9,7 +9,7 @@ from typing import Any
 from edgeslim.decoders.checkpoint import ArrayCheckpoint, Checkpoint
 from edgeslim.decoders.shape import DecoderShape, LayerSizes, shape_from_config
 
-__all__ = ["ModuleCheckpoint", "make_module"]
+__all__ = ["ModuleCheckpoint", "make_config", "make_module"]
 
 
 class ModuleCheckpoint(ArrayCheckpoint):
@@ -48,6 +48,26 @@ def _read_shape(module: Any) -> DecoderShape:
     return replace(shape, layers=len(each), each=each, ranks=ranks)
 
 
+def make_config(shape: DecoderShape, sizes: LayerSizes) -> Any:
+    """The ``LlamaConfig`` of a model whose layers have ``sizes``."""
+    import transformers
+
+    return transformers.LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=sizes.feed_forward,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.kv_heads,
+        head_dim=shape.head_width,
+        rms_norm_eps=shape.epsilon,
+        rope_theta=shape.rope_theta,
+        tie_word_embeddings=shape.tied,
+        max_position_embeddings=shape.context,
+        attn_implementation="eager",
+    )
+
+
 def make_module(checkpoint: Checkpoint) -> Any:
     """A ``LlamaForCausalLM`` in eval mode, with the weights of ``checkpoint`` in float32.
 
@@ -61,20 +81,7 @@ def make_module(checkpoint: Checkpoint) -> Any:
     if isinstance(checkpoint, ModuleCheckpoint):
         return copy.deepcopy(checkpoint.module).eval()
     shape = checkpoint.shape
-    config = transformers.LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.feed_forward,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_width,
-        rms_norm_eps=shape.epsilon,
-        rope_theta=shape.rope_theta,
-        tie_word_embeddings=shape.tied,
-        max_position_embeddings=shape.context,
-        attn_implementation="eager",
-    )
+    config = make_config(shape, shape.layer(0))
     with torch.device("meta"):  # its own random weights would take as much memory again
         module = transformers.LlamaForCausalLM(config)
     weights = {name: torch.from_numpy(checkpoint.read(name)) for name in shape.tensor_shapes()}

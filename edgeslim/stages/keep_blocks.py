@@ -40,6 +40,7 @@ class KeepBlocks:
     """
 
     level: ClassVar[Literal["torch", "graph"]] = "graph"
+    anew: ClassVar[bool] = True
 
     arithmetic: Arithmetic = "target"
 

@@ -68,6 +68,7 @@ class QuantizeDecoder:
     """
 
     level: ClassVar[Literal["torch", "graph"]] = "graph"
+    anew: ClassVar[bool] = True
 
     target_bits: float = 4.4
     block_size: Literal[32, 64, 128] = 64

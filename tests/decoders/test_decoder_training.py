@@ -163,13 +163,22 @@ def test_empty_inputs_fit_the_graph() -> None:
         "full": np.zeros((1, 3, 2, 8), np.float32),
         "gone": np.zeros(0),
     }
-    shapes = {"input_ids": ("batch", "length"), "past": (None, 2, "past", 8), "full": (1, 2, "past", 8)}
-    fitted = fit_feed(feed, shapes)
+    floats, integers = np.dtype(np.float32), np.dtype(np.int8)
+    inputs = {
+        "input_ids": (np.dtype(np.int64), (None, None)),
+        "past": (floats, (None, 2, None, 8)),
+        "full": (floats, (1, 2, None, 8)),
+        "past_length": (np.dtype(np.int64), (1,)),
+    }
+    fitted = fit_feed(feed, inputs)
     assert {name: value.shape for name, value in fitted.items()} == {
         "input_ids": (1, 2),
         "past": (1, 2, 0, 8),
         "full": (1, 3, 2, 8),  # what holds something is the runtime's to refuse
+        "past_length": (1,),
     }
+    buffer = fit_feed(feed, {"past": (integers, (1, 2, 5, 8))})["past"]
+    assert (buffer.shape, buffer.dtype, int(np.abs(buffer).max())) == ((1, 2, 5, 8), integers, 0)
 
 
 def build(folder: Path, steps: str, *, training: str = TRAINING, use_cache: bool = False) -> Report:
