@@ -133,7 +133,7 @@ def main() -> None:
                 row = measure(method, checkpoint, Path(name) / "out")
                 rows.append({"method": method, "layers": layers, "checkpoint_bytes": size, **row})
                 print(
-                    f"{method}, {layers} layers: {size / 1e9:.2f} GB read, {row['written_bytes'] / 1e9:.2f} GB written, "
+                    f"{method}, {layers} layers: {size / 1e9:.2f} GB read, {row['written_bytes'] / 1e9:.2f} written, "
                     f"{row['seconds']:.0f} s, peak {row['peak_bytes'] / 1e9:.2f} GB",
                     flush=True,
                 )
