@@ -83,30 +83,29 @@ def parse_recipe(tables: Sequence[Mapping[str, Any]], where: str, *, load_stages
     """
     numbered = enumerate(tables) if load_stages else ()
     stages = [_parse_stage(table, f"{where}: steps[{index}]") for index, table in numbered]
-    split = max((index + 1 for index, named in enumerate(stages) if named.level == "torch"), default=0)
+    torch = max((index for index, named in enumerate(stages) if named.level == "torch"), default=-1)
     anew = max((index for index, named in enumerate(stages) if getattr(named.stage, "anew", False)), default=0)
-    lost = next((index for index, named in enumerate(stages[:anew]) if named.level == "graph"), None)
-    if lost is not None:
-        raise BadInputError(
-            f"{where}: steps[{lost}]",
-            f"{stages[lost].name} works on the exported graph, and {stages[anew].name} after it writes a new one",
-            expected="stages on the torch model alone in front of it",
-            hint=f"write {stages[lost].name} after {stages[anew].name}, or leave one of them out",
-        )
-    split = max(split, anew)
-    early = next((index for index, named in enumerate(stages[:split]) if named.level == "graph"), None)
-    if early is not None:
-        raise BadInputError(
-            f"{where}: steps[{early}]",
-            f"{stages[early].name} works on the exported graph, and {stages[split - 1].name} after it on a torch model",
-            expected="all steps on the torch model before those on the graph",
-            hint=f"write {stages[early].name} after {stages[split - 1].name}",
-        )
+    _refuse_graph_stages(stages, torch, "works on a torch model", where)
+    _refuse_graph_stages(stages, anew, "writes a new one", where)
+    split = max(torch + 1, anew)
     return Recipe(
         torch=tuple(stages[:split]),
         graph=tuple(stages[split:]),
         tables=tuple(dict(table) for table in tables),
     )
+
+
+def _refuse_graph_stages(stages: Sequence[NamedStage], later: int, does: str, where: str) -> None:
+    """Refuses stages on the graph in front of the stage ``later``, which goes on from something else."""
+    early = next((index for index, named in enumerate(stages[: max(later, 0)]) if named.level == "graph"), None)
+    if early is not None:
+        first, second = stages[early].name, stages[later].name
+        raise BadInputError(
+            f"{where}: steps[{early}]",
+            f"{first} works on the exported graph, and {second} after it {does}",
+            expected="all steps on the torch model before those on the graph",
+            hint=f"write {first} after {second}",
+        )
 
 
 def _parse_stage(table: Mapping[str, Any], where: str) -> NamedStage:

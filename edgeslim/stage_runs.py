@@ -21,6 +21,7 @@ import numpy as np
 from edgeslim.cache import Cache, hash_file
 from edgeslim.core import Batch, Context, Quiet, StepResult, Task
 from edgeslim.datasets.samples import hash_batches
+from edgeslim.decoders.language_source import complete_task
 from edgeslim.decoders.torch_decoder import ModuleCheckpoint
 from edgeslim.errors import BadInputError, CheckError
 from edgeslim.graphs import graph
@@ -105,6 +106,8 @@ def assist_build(plan: Plan, cache: Cache | None) -> None:
         plan.task, config=source.config, labels=class_labels(source, plan), pooling=pooling, folder=plan.base
     )
     check_source(source, plan, task)
+    if isinstance(task, CausalLM):
+        task = complete_task(task, source, plan.data)
     progress = Quiet()
     with tempfile.TemporaryDirectory(prefix="edgeslim-assist-") as name:
         steps = Steps(Path(name), None, versions(), progress)

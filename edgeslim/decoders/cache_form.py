@@ -22,7 +22,7 @@ from edgeslim.core import Batch, Progress, Runner
 from edgeslim.errors import BadInputError
 from edgeslim.session import PAST_LENGTH
 
-__all__ = ["attention_nodes", "fix_length", "largest_magnitudes", "quantize_cache"]
+__all__ = ["PAST_KEY", "attention_nodes", "fix_length", "largest_magnitudes", "quantize_cache"]
 
 LEVELS = 127
 TINY = 1e-8

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import onnx_ir as ir
 
 from edgeslim.core import Context, StepResult
-from edgeslim.decoders.cache_form import attention_nodes, fix_length, largest_magnitudes, quantize_cache
+from edgeslim.decoders.cache_form import PAST_KEY, attention_nodes, fix_length, largest_magnitudes, quantize_cache
 from edgeslim.errors import BadInputError
 from edgeslim.graphs.graph import save_graph
 from edgeslim.session import open_runner
@@ -69,7 +69,7 @@ class KvCache:
 
 
 def _bytes_a_token(node: ir.Node, bits: int) -> int:
-    past = node.inputs[3]
+    past = node.inputs[PAST_KEY]
     assert past is not None
     assert past.shape is not None
     return 2 * int(past.shape[1]) * int(past.shape[3]) * bits // 8  # type: ignore[arg-type]
