@@ -27,6 +27,8 @@ from edgeslim.algorithms.pruning import keep_zeros
 
 __all__ = ["damp", "hessian_error", "refine_blocks", "round_gptq_blocks"]
 
+SYSTEM_NUMBERS = 1 << 23
+"""Numbers of the systems that are solved at a time."""
 TILE = 64
 ROUNDS = 3
 FloatArray = npt.NDArray[np.float32]
@@ -138,16 +140,15 @@ def _refit_scales(weight: npt.NDArray[Any], hessian: npt.NDArray[np.float64], ma
     """Least squares for all scales of each row: (CᵀHC) s = CᵀHw, with C the centred levels, block by block."""
     grid, centered = made.grid, made.centered().astype(np.float64)
     rows, width = centered.shape
-    size, blocks = grid.block_size, grid.scale.shape[1]
-    starts = np.arange(0, width, size)
-    system = np.empty((rows, blocks, blocks))
-    for block in range(blocks):
-        part = slice(block * size, (block + 1) * size)
-        system[:, :, block] = np.add.reduceat((centered[:, part] @ hessian[part]) * centered, starts, axis=1)
-    wanted = np.add.reduceat((np.asarray(weight, np.float64) @ hessian) * centered, starts, axis=1)
-    diagonal = np.einsum("rbb->rb", system)
-    diagonal += 1e-9 * diagonal.max(axis=1, keepdims=True) + 1e-30
-    solved = np.linalg.solve(system, wanted[..., None])[..., 0]
+    blocks = grid.scale.shape[1]
+    starts = np.arange(0, width, grid.block_size)
+    together = max(1, SYSTEM_NUMBERS // blocks**2)  # rows don't depend on each other, and a system takes blocks²
+    solved = np.concatenate(
+        [
+            _solve_scales(weight[row : row + together], hessian, centered[row : row + together], starts)
+            for row in range(0, rows, together)
+        ]
+    )
     empty = np.add.reduceat(np.square(centered), starts, axis=1) == 0
     scale = np.where(empty, grid.scale, round_scale(solved))
     refit = BlockWeight(grid=replace(grid, scale=scale.astype(np.float32)), levels=made.levels)
@@ -156,6 +157,24 @@ def _refit_scales(weight: npt.NDArray[Any], hessian: npt.NDArray[np.float64], ma
     return BlockWeight(
         grid=replace(grid, scale=np.where(worse[:, None], grid.scale, scale).astype(np.float32)), levels=made.levels
     )
+
+
+def _solve_scales(
+    weight: npt.NDArray[Any],
+    hessian: npt.NDArray[np.float64],
+    centered: npt.NDArray[np.float64],
+    starts: npt.NDArray[np.intp],
+) -> npt.NDArray[np.float64]:
+    """The scales [rows, blocks] of some rows."""
+    size = int(starts[1]) if len(starts) > 1 else centered.shape[1]
+    system = np.empty((len(centered), len(starts), len(starts)))
+    for block in range(len(starts)):
+        part = slice(block * size, (block + 1) * size)
+        system[:, :, block] = np.add.reduceat((centered[:, part] @ hessian[part]) * centered, starts, axis=1)
+    wanted = np.add.reduceat((np.asarray(weight, np.float64) @ hessian) * centered, starts, axis=1)
+    diagonal = np.einsum("rbb->rb", system)
+    diagonal += 1e-9 * diagonal.max(axis=1, keepdims=True) + 1e-30
+    return np.asarray(np.linalg.solve(system, wanted[..., None])[..., 0])
 
 
 def _descend(weight: npt.NDArray[Any], hessian: npt.NDArray[np.float64], made: BlockWeight) -> BlockWeight:
