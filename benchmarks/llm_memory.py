@@ -39,7 +39,7 @@ SETTINGS: dict[str, Any] = {
 
 METHODS: dict[str, dict[str, Any]] = {
     "nearest": {},
-    "gptq": {"algorithm": "gptq"},
+    "gptq": {"algorithm": "gptq", "refine": False},
     "sparsegpt": {"bits": 32, "sparsity": 0.5},
     "svd": {"bits": 32, "keep": 0.5},
 }

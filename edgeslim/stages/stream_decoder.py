@@ -49,7 +49,7 @@ class StreamDecoder:
 
     ``sparsity`` or ``pattern`` N:M prunes, ``keep`` is the share of a matrix's parameters that two factors may have;
     a matrix stays whole where that would lose more than ``max_error`` of its squared output. ``damping`` is a share of
-    the mean of the moments' diagonal.
+    the mean of the moments' diagonal. ``refine`` moves GPTQ's scales and levels once more, for several times the time.
     """
 
     level: ClassVar[Literal["torch", "graph"]] = "graph"
@@ -59,6 +59,7 @@ class StreamDecoder:
     block_size: Literal[32, 64, 128] = 32
     algorithm: Literal["gptq", "rtn"] = "gptq"
     symmetric: bool = True
+    refine: bool = True
     sparsity: float = 0.0
     pattern: str = "none"
     keep: float = 1.0
@@ -196,6 +197,7 @@ class LayerCompressor:
                 block_size=options.block_size,
                 symmetric=options.symmetric,
                 damping=options.damping,
+                refine=options.refine,
             )
         return StoredBlocks(weight=made)
 
