@@ -14,6 +14,7 @@ TEMPLATE = (
 )
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 VOCABULARY = 320
+ROPE_THETA = 10000.0
 TEXT = "The quick brown fox jumps over the lazy dog, 1234 times; the dog doesn't mind. " * 30
 
 PROJECT = """
@@ -43,7 +44,7 @@ def config() -> Any:
 
     return transformers.LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-5, rope_theta=10000.0, tie_word_embeddings=True,
+        num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-5, rope_theta=ROPE_THETA, tie_word_embeddings=True,
         max_position_embeddings=256, bos_token_id=1, eos_token_id=2, attn_implementation="eager",
         initializer_range=0.2, architectures=["LlamaForCausalLM"],
     )  # fmt: skip
@@ -95,7 +96,7 @@ def write_gguf(path: Path, kinds: dict[str, str], **changes: Any) -> Path:
     writer.add_head_count(settings.num_attention_heads)
     writer.add_head_count_kv(settings.num_key_value_heads)
     writer.add_layer_norm_rms_eps(settings.rms_norm_eps)
-    writer.add_rope_freq_base(settings.rope_theta)
+    writer.add_rope_freq_base(ROPE_THETA)
     writer.add_vocab_size(settings.vocab_size)
     tokens, merges = vocabulary()
     writer.add_tokenizer_model(changes.get("tokenizer", "gpt2"))
