@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 __all__ = ["claimed_folder", "remove_abandoned", "uninterrupted"]
 
@@ -34,15 +35,26 @@ def claimed_folder(parent: Path, prefix: str) -> Iterator[Path]:
     """
     folder: Path | None = None
     lock = -1
+
+    def remove() -> None:
+        nonlocal folder
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder = None
+            os.close(lock)
+
     try:
         with uninterrupted():
             folder, lock = _claim(parent, prefix)
         yield folder
     finally:
-        with uninterrupted():
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
-                os.close(lock)
+        try:
+            with uninterrupted():
+                remove()
+        except BaseException:  # a signal that came before all of them were held back
+            with uninterrupted():
+                remove()
+            raise
 
 
 def remove_abandoned(parent: Path, prefix: str) -> None:
@@ -72,8 +84,10 @@ def uninterrupted() -> Iterator[None]:
     def hold(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         held.append(number)
 
-    before = {number: signal.signal(number, hold) for number in _ENDING}
+    before: dict[int, Any] = {}
     try:
+        for ending in _ENDING:
+            before[ending] = signal.signal(ending, hold)
         yield
     finally:
         for number, handler in before.items():

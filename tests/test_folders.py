@@ -8,14 +8,18 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgeslim.folders import claimed_folder, remove_abandoned, uninterrupted
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 CHILD = """
 import os, sys, time
 from pathlib import Path
+from typing import Any
 from edgeslim.folders import claimed_folder
 with claimed_folder(Path(sys.argv[1]), ".job-") as folder:
     (folder / "deep").mkdir()
@@ -130,3 +134,26 @@ def test_other_threads_get_no_signals_anyway() -> None:
     thread.start()
     thread.join()
     assert ended == [True]
+
+
+def test_a_signal_before_all_of_them_are_held_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes while the removal begins: the first handler is in place, the second not yet."""
+    plain, before = signal.signal, [signal.getsignal(number) for number in ENDING]
+    calls: list[int] = []
+
+    def late(number: int, handler: Any) -> Any:
+        calls.append(number)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return plain(number, handler)
+
+    def leave() -> None:
+        with claimed_folder(tmp_path, ".job-") as folder:
+            (folder / "file").write_bytes(b"1")
+            monkeypatch.setattr(signal, "signal", late)
+
+    with pytest.raises(KeyboardInterrupt):
+        leave()
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []
+    assert [signal.getsignal(number) for number in ENDING] == before

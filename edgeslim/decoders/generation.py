@@ -34,7 +34,7 @@ def empty_cache(inputs: Sequence[dict[str, Any]]) -> dict[str, npt.NDArray[Any]]
         raise BadInputError(
             "model", f"the inputs {names}", expected="input_ids and past_key_values.*, as a decoder has"
         )
-    kinds = {str(item["name"]): element_dtype(str(item["type"])) for item in inputs}
+    kinds = {str(item["name"]): element_dtype(str(item.get("type", "tensor(float)"))) for item in inputs}
     return {name: np.zeros((1, shape[1], shape[2] or 0, shape[3]), kinds[name]) for name, shape in found.items()}
 
 
