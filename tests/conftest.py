@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the hub's client is first imported: no test goes out
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A server of adb that any test starts would take the emulated phone for an emulator, and so list it twice.
+os.environ["ADB_LOCAL_TRANSPORT_MAX_PORT"] = "5554"
 
 GOOD, BAD = ("fine", "lovely", "bright"), ("poor", "dull", "broken")
 LABELS = ("bad", "good")

@@ -130,7 +130,6 @@ def way(_network: None, request: pytest.FixtureRequest, tmp_path_factory: pytest
     """``--device`` for the booted device."""
     folder = tmp_path_factory.mktemp(request.param)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ADB_LOCAL_TRANSPORT_MAX_PORT", "5554")  # or adb takes it for an emulator, too
         patch.setenv("EDGESLIM_SSH_CONFIG", str(folder / "client"))
         patch.setattr("edgeslim.devices.ssh.BASES", (BASES["ssh"],))
         with booted(folder, request.param):
