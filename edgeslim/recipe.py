@@ -58,6 +58,9 @@ def stage_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")))
 
 
+ANEW = "writes a new one"
+
+
 def load_recipe(path: Path, *, load_stages: bool = True) -> Recipe:
     """Reads a recipe file; see ``parse_recipe``.
 
@@ -86,7 +89,7 @@ def parse_recipe(tables: Sequence[Mapping[str, Any]], where: str, *, load_stages
     torch = max((index for index, named in enumerate(stages) if named.level == "torch"), default=-1)
     anew = max((index for index, named in enumerate(stages) if getattr(named.stage, "anew", False)), default=0)
     _refuse_graph_stages(stages, torch, "works on a torch model", where)
-    _refuse_graph_stages(stages, anew, "writes a new one", where)
+    _refuse_graph_stages(stages, anew, ANEW, where)
     split = max(torch + 1, anew)
     return Recipe(
         torch=tuple(stages[:split]),
@@ -100,11 +103,12 @@ def _refuse_graph_stages(stages: Sequence[NamedStage], later: int, does: str, wh
     early = next((index for index, named in enumerate(stages[: max(later, 0)]) if named.level == "graph"), None)
     if early is not None:
         first, second = stages[early].name, stages[later].name
+        both = does == ANEW and getattr(stages[early].stage, "anew", False)
         raise BadInputError(
             f"{where}: steps[{early}]",
             f"{first} works on the exported graph, and {second} after it {does}",
             expected="all steps on the torch model before those on the graph",
-            hint=f"write {first} after {second}",
+            hint="take one of the two out" if both else f"write {first} after {second}",
         )
 
 

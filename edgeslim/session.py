@@ -65,7 +65,7 @@ class OrtRunner:
         options.only_execute_path_to_fetches = True
         if not names:
             return {}
-        given = {**{name: feed[name] for name in self.inputs}, **(overrides or {})}
+        given = {**fit_feed(feed, self._forms), **(overrides or {})}
         values = self._session.run(list(names), given, options)
         return dict(zip(names, values, strict=True))
 

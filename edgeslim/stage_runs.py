@@ -68,7 +68,8 @@ def check_source(source: Source, plan: Plan, task: Task) -> None:
     """
     kinds = {"onnx": "an ONNX file"} | ({} if isinstance(task, CausalLM) else {"gguf": "a GGUF file"})
     if plan.recipe.torch and source.kind in kinds:
-        name = next(named.name for named in plan.recipe.torch if named.level == "torch")
+        torch = [named.name for named in plan.recipe.torch if named.level == "torch"]
+        name = torch[0] if torch else plan.recipe.torch[0].name
         raise BadInputError(
             source.spec,
             f"{kinds[source.kind]}, and {name} works on a torch model",

@@ -26,6 +26,7 @@ BLOCK = 32
 LEAF = 64
 COLUMNS = 1024
 DAMPING = 0.01
+LEAST_DAMPING = 1e-8
 MAX_DAMPING = 1e3
 
 
@@ -50,7 +51,7 @@ def factor_inverse(hessian: npt.NDArray[np.float64], damping: float = DAMPING) -
         except np.linalg.LinAlgError:
             if damping > MAX_DAMPING:
                 raise
-            damping *= 10
+            damping = max(10 * damping, LEAST_DAMPING)
         else:
             return np.ascontiguousarray(_invert_lower(lower)[::-1, ::-1])
 

@@ -43,13 +43,14 @@ def check_generation(artifact: Artifact, feed: Feed, target: TargetProfile) -> I
     models = [artifact.model, *([artifact.reference] if artifact.reference is not None else [])]
     runners = [open_runner(model, threads=threads) for model in models]
     room = next(iter(empty_cache(runners[0].signature()["inputs"]).values())).shape[2]
-    prompt = prompt[: max(1, room - TOKENS)] if room else prompt
+    count = min(TOKENS, room - 1) if room else TOKENS
+    prompt = prompt[: max(1, room - count)] if room else prompt
     firsts: list[list[float]] = [[] for _ in models]
     tokens: list[list[float]] = [[] for _ in models]
     for number in range(PROMPTS + 1):  # the first round warms up
         order = list(zip(runners, firsts, tokens, strict=True))
         for runner, first, rest in order if number % 2 else reversed(order):
-            first_ms, token_ms = _time_answer(runner, prompt)
+            first_ms, token_ms = _time_answer(runner, prompt, count)
             if number:
                 first.append(first_ms)
                 rest += token_ms
@@ -67,7 +68,7 @@ def check_generation(artifact: Artifact, feed: Feed, target: TargetProfile) -> I
         yield Finding.at_most("latency", "token_ratio", ratio, "ratio", None, where, note)
 
 
-def _time_answer(run: OrtRunner, prompt: list[int]) -> tuple[float, list[float]]:
+def _time_answer(run: OrtRunner, prompt: list[int], count: int) -> tuple[float, list[float]]:
     """Milliseconds to the first token of an answer, and those of each of the tokens behind it."""
     decoder = CachedDecoder(run, empty_cache(run.signature()["inputs"]))
     started = time.perf_counter_ns()
@@ -75,7 +76,7 @@ def _time_answer(run: OrtRunner, prompt: list[int]) -> tuple[float, list[float]]
     times = []
     ended = time.perf_counter_ns()
     first_ms = (ended - started) / 1e6
-    for _ in range(TOKENS):
+    for _ in range(count):
         started = ended
         token = int(np.argmax(decoder.feed([token])))
         ended = time.perf_counter_ns()

@@ -3,7 +3,8 @@
 ONNX Runtime's ``GroupQueryAttention`` takes an int8 cache as it is, with a scale a channel of each key and value head
 (``k_quant_type`` PER_CHANNEL; on CPUs since 1.28): what a step appends is rounded, and attention reads the integers. A
 quarter of the memory, which grows with each token. Float16 caches go with float16 arithmetic only, so they are no form
-here. Scales are constants: the largest magnitude of a channel in calibration by 127; what exceeds it is cut off.
+here. Scales are constants: the largest magnitude of a channel in calibration by 127; what exceeds it is cut off. Of
+keys, which positions turn in pairs of channels, it is that of the pair, so that it holds at any position.
 
 With a fixed length the inputs are buffers of so many tokens, of which the new input ``past_length`` [1] (int64) are in
 use; the outputs are the same buffers with the new tokens behind those. No shape depends on how far a text has come,
@@ -58,12 +59,21 @@ def largest_magnitudes(run: Runner, batches: Sequence[Batch], progress: Progress
     for batch in progress.track(batches, "KV cache", len(batches)):
         for name, value in run(batch.feed).items():
             if name.startswith("present."):
-                most = np.abs(value).max(axis=(0, 2)).astype(np.float32)
+                most = _magnitudes(value, turned=name.endswith(".key")).max(axis=(0, 2)).astype(np.float32)
                 found[name] = np.maximum(found[name], most) if name in found else most
     for name, most in found.items():
         if not np.isfinite(most).all():
             raise BadInputError(f"calibration: {name}", "a NaN or infinite value", expected="finite keys and values")
     return found
+
+
+def _magnitudes(value: npt.NDArray[np.float32], *, turned: bool) -> npt.NDArray[np.float32]:
+    """Of each channel; ``turned`` by positions, that of its pair."""
+    if not turned:
+        return np.abs(value)
+    half = value.shape[-1] // 2
+    pair = np.hypot(value[..., :half], value[..., half:])
+    return np.concatenate([pair, pair], axis=-1)
 
 
 def quantize_cache(model: ir.Model, magnitudes: Magnitudes) -> int:

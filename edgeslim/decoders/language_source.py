@@ -146,10 +146,15 @@ def load_training_windows(options: DataOptions, base: Path, tokenizer: Path, *, 
     tokens = encode_text(text, load_tokenizer(tokenizer))
     length = options.max_length
     if len(tokens) < 2 * length:
-        raise BadInputError(str(path), f"{len(tokens)} tokens", expected=f"at least two windows of {length}")
+        raise BadInputError(
+            str(path),
+            f"{len(tokens)} tokens",
+            expected=f"at least two windows of {length}",
+            hint="a longer text, or a smaller max_length in [data]",
+        )
     windows = cut_windows(tokens[: len(tokens) // length * length], length=length, stride=length)
     order = np.random.default_rng(seed).permutation(len(windows))
-    held = max(1, round(options.validation_share * len(windows)))
+    held = min(len(windows) - 1, max(1, round(options.validation_share * len(windows))))
     return TrainingData(
         training=tuple(windows[row] for row in sorted(order[held:])),
         validation=tuple(windows[row] for row in sorted(order[:held])),

@@ -85,7 +85,10 @@ class DecoderShape:
             for name in ("input_layernorm", "post_attention_layernorm"):
                 found[f"model.layers.{layer}.{name}.weight"] = (self.hidden,)
         found["model.norm.weight"] = (self.hidden,)
-        if not self.tied:
+        if not self.tied and "lm_head" in self.ranks:
+            found["lm_head.0.weight"] = (self.ranks["lm_head"], self.hidden)
+            found["lm_head.1.weight"] = (self.vocabulary, self.ranks["lm_head"])
+        elif not self.tied:
             found["lm_head.weight"] = (self.vocabulary, self.hidden)
         return found
 
@@ -135,7 +138,10 @@ def _rotary_settings(config: Mapping[str, Any], where: str) -> Mapping[str, Any]
         raise BadInputError(
             f"{where}: rope_parameters", repr(table)[:200], expected='"rope_type": "default"', hint="not yet supported"
         )
-    return table
+    if table.get("partial_rotary_factor", 1) != 1:
+        where = f"{where}: rope_parameters.partial_rotary_factor"
+        raise BadInputError(where, repr(table["partial_rotary_factor"]), expected="1", hint="not yet supported")
+    return {**config, **table}
 
 
 def _size(config: Mapping[str, Any], key: str, where: str, default: int | None = None, *, most: int = MAX_WIDTH) -> int:

@@ -30,7 +30,7 @@ def _read_shape(module: Any) -> DecoderShape:
     """The sizes of the layers as they are, whatever the config says."""
     config = {**module.config.to_dict(), "architectures": ["LlamaForCausalLM"]}
     shape = shape_from_config(config, "config.json")
-    linears = {path: layer for path, layer in module.model.named_modules(prefix="model") if path.endswith("_proj")}
+    linears = {path: layer for path, layer in module.named_modules() if path.endswith("_proj") or path == "lm_head"}
     factors = {path: layer for path, layer in linears.items() if list(layer.children())}
 
     def width(path: str) -> int:

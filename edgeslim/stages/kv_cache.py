@@ -35,8 +35,8 @@ class KvCache:
     calibration_windows: int = 16
 
     def __post_init__(self) -> None:
-        if self.length < 0:
-            raise ValueError(f"length: {self.length}, expected 0 or more")
+        if self.length < 0 or self.length == 1:
+            raise ValueError(f"length: {self.length}, expected 0, or 2 or more")
         if self.calibration_windows < 1:
             raise ValueError(f"calibration_windows: {self.calibration_windows}, expected at least 1")
         if self.bits == 32 and not self.length:

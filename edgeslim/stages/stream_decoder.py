@@ -2,10 +2,11 @@
 
 Calibration, pruning, factorization and quantization take one layer after the other
 (``edgeslim.decoders.layer_stream``): each matrix sees the inputs that the compressed layers before it make. The peak is
-the embeddings, a layer or two, and the calibration windows' hidden states, however deep the model is.
+the embeddings, a layer or two, and the calibration windows' hidden states, however deep the model is. (``edgeslim
+build`` also writes and runs the float graph, to compare with.)
 
-Within a layer a matrix is divided first (``keep``: activation-whitened SVD, Wang et al. 2024, arXiv 2403.07378; a rank
-of its own, by the share of squared output that all of the layer's matrices may lose), or pruned (``sparsity``,
+Within a layer a matrix is divided first (``keep``: activation-whitened SVD, Wang et al. 2024, arXiv 2403.07378, unless
+that loses more than ``max_error`` of its squared output), or pruned (``sparsity``,
 ``pattern``: SparseGPT, Frantar and Alistarh 2023, arXiv 2301.00774), and what is left goes into blocks of ``bits``.
 ``gptq`` makes up for rounding (Frantar et al. 2022, arXiv 2210.17323); pruned matrices are rounded to nearest, since
 making up would fill their zeros. Embeddings and output layer, which are outside of the layers, take nearest levels.
@@ -39,6 +40,7 @@ from edgeslim.graphs.graph import load_graph
 __all__ = ["StreamDecoder"]
 
 RANK_MULTIPLE = 8
+MOST_ZEROS = 0.01
 Matrix = npt.NDArray[np.float32]
 Moment = npt.NDArray[np.float64]
 
@@ -70,7 +72,7 @@ class StreamDecoder:
 
     def __post_init__(self) -> None:
         parse_pattern(self.pattern)
-        for name, low in (("sparsity", 0.0), ("keep", 1e-9), ("max_error", 0.0), ("damping", 0.0)):
+        for name, low in (("sparsity", 0.0), ("keep", 1e-9), ("max_error", 0.0), ("damping", 1e-9)):
             if not low <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected {low:g} to 1")
         if self.calibration_windows < 1:
@@ -155,6 +157,9 @@ class LayerCompressor:
         """``A [rank, in]`` and ``B [out, rank]``, or nothing where the matrix stays whole."""
         options = self.options
         if options.keep == 1:
+            return None
+        if np.count_nonzero(weight == 0) > MOST_ZEROS * weight.size:
+            self.skipped[path] = "an earlier step pruned it, and two factors would fill its zeros"
             return None
         spectrum = whitened_svd(weight.T, moment)
         multiple = RANK_MULTIPLE if options.bits == 32 else options.block_size

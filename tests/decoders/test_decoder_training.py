@@ -22,8 +22,10 @@ from edgeslim.decoders.shape import LayerSizes
 from edgeslim.decoders.torch_decoder import ModuleCheckpoint, make_module
 from edgeslim.errors import BadInputError
 from edgeslim.language_task import CausalLM
+from edgeslim.recipe import parse_recipe
 from edgeslim.report import Report
 from edgeslim.session import fit_feed, open_runner
+from edgeslim.stage_runs import check_source
 from edgeslim.stages.distill import Distill
 from edgeslim.stages.finetune import Finetune
 from edgeslim.stages.prune_magnitude import PruneMagnitude
@@ -248,3 +250,22 @@ def test_windows_to_train_on_are_whole_and_apart(tmp_path: Path) -> None:
     assert {batch.feed["input_ids"].shape for batch in (*data.training, *data.validation)} == {(1, 32)}
     assert len(data.validation) == round(0.2 * (len(data.training) + len(data.validation)))
     assert load_training_windows(DataOptions(), tmp_path, folder, seed=0) is None
+
+
+def test_an_output_layer_of_its_own_is_divided_too(tmp_path: Path) -> None:
+    import transformers
+
+    torch.manual_seed(1)
+    settings = {**tiny_llama.config().to_dict(), "tie_word_embeddings": False}
+    module = transformers.LlamaForCausalLM(transformers.LlamaConfig.from_dict(settings)).eval()
+    torch.nn.init.normal_(factor_linear(module, "lm_head", 24)[1].weight, std=0.2)
+    assert ModuleCheckpoint(module).shape.ranks == {"lm_head": 24}
+    ours, theirs = graph_says(module, tmp_path / "graph", 12)
+    assert ours == theirs
+
+
+def test_a_bare_graph_has_no_model_to_change_before_it_is_written_anew(tmp_path: Path) -> None:
+    plan = type("Plan", (), {"recipe": parse_recipe([{"use": "low_rank"}, {"use": "quantize_decoder"}], "r.toml")})
+    source = type("Source", (), {"kind": "onnx", "spec": "m.onnx"})
+    with pytest.raises(BadInputError, match="low_rank works on a torch model"):
+        check_source(source, plan, CausalLM())  # type: ignore[arg-type]

@@ -8,7 +8,7 @@
 #include "edgeslim_model.h"
 #include "edgeslim_sample.h"
 
-enum { PROMPT_PIECE = 64, MOST_WIDTH = 1 << 16, MOST_ROOM = 1 << 20 };
+enum { PROMPT_PIECE = 64, MOST_WIDTH = 1 << 16, MOST_ROOM = 1 << 20, MOST_PART = 1 << 28 };
 
 static const char PAST[] = "past_key_values", PRESENT[] = "present", LOGITS[] = "logits", IDS[] = "input_ids";
 static const char USED[] = "past_length"; /* how many tokens are in a cache of a fixed length */
@@ -77,7 +77,8 @@ static edgeslim_status part_form(const edgeslim_decoder *d, size_t k, int64_t sh
     if (about != NULL) ort->ReleaseTypeInfo(about);
     if (status != EDGESLIM_OK) return status;
     if (rank != 4 || shape[1] < 1 || shape[1] > MOST_WIDTH || shape[3] < 1 || shape[3] > MOST_WIDTH ||
-        shape[2] > MOST_ROOM || (shape[2] > 0) != d->is_counted)
+        shape[2] > MOST_ROOM || (shape[2] > 0) != d->is_counted ||
+        (shape[2] > 0 && shape[1] * shape[3] > MOST_PART / shape[2]))
         return failed(error, EDGESLIM_INPUT, "%s: expected [1, heads, any, width]", d->inputs[k + 1]);
     shape[0] = 1;
     if (shape[2] < 0) shape[2] = 0;

@@ -31,6 +31,8 @@ final class OrtTokenDecoder implements TokenDecoder {
     /** The cache, and the logits of the run that it came from; null while the cache is empty. */
     private OrtSession.Result last;
     private int length;
+    /** What all parts of an empty cache share: they are only read. */
+    private ByteBuffer zeros;
 
     /** Opens the model, whose cache {@code spec} knows. */
     static OrtTokenDecoder open(ModelFiles files, RunOptions options, ChatSpec spec) throws IOException {
@@ -94,12 +96,15 @@ final class OrtTokenDecoder implements TokenDecoder {
     private OnnxTensor emptyPart(OrtEnvironment environment, long[] shape) throws OrtException {
         int count = (int) (shape[1] * shape[2] * shape[3]);
         int bytes = spec.isInt8 ? count : 4 * count;
-        ByteBuffer zeros = ByteBuffer.allocateDirect(Math.max(bytes, 4)).order(ByteOrder.nativeOrder());
-        zeros.limit(bytes);
-        if (spec.isInt8) {
-            return OnnxTensor.createTensor(environment, zeros, shape, OnnxJavaType.INT8);
+        if (zeros == null || zeros.capacity() < bytes) {
+            zeros = ByteBuffer.allocateDirect(Math.max(bytes, 4));
         }
-        return OnnxTensor.createTensor(environment, zeros.asFloatBuffer(), shape);
+        ByteBuffer part = zeros.duplicate().order(ByteOrder.nativeOrder());
+        part.limit(bytes);
+        if (spec.isInt8) {
+            return OnnxTensor.createTensor(environment, part, shape, OnnxJavaType.INT8);
+        }
+        return OnnxTensor.createTensor(environment, part.asFloatBuffer(), shape);
     }
 
     private static OnnxTensor tensor(OrtSession.Result result, String name) throws IOException {
