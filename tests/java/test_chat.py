@@ -126,3 +126,30 @@ def test_stopped_begun_anew_and_full(run_java: RunJava, tiny: Package, copied: P
     table["task"]["end_tokens"] = list(range(320))
     (copied / "manifest.json").write_text(json.dumps(table))
     assert run_java("ChatMain", *words, "turn0").split()[0] == str(prompt)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, ["256 false", "past_key_values.0.key [1, 2, 0, 16]"]),
+        ({"type": "tensor(int8)"}, ["256 true", "past_key_values.0.key [1, 2, 0, 16]"]),
+        ({"type": "tensor(int8)", "shape": [None, 2, 40, 16]}, ["40 true", "past_key_values.0.key [1, 2, 40, 16]"]),
+        ({"shape": [None, 2, 4000, 16]}, ["256 false", "past_key_values.0.key [1, 2, 4000, 16]"]),
+        ({"type": "tensor(float16)"}, ["a KV cache of [tensor(float16)]"]),
+        ({"shape": [None, 1024, 1 << 20, 1024]}, ["expected less"]),
+        ({"shape": [None, 2, -1, 16]}, ["signature.inputs.shape[2]"]),
+        ({"shape": [None, 2, 16]}, ["of 3 dimensions"]),
+    ],
+    ids=str,
+)
+def test_caches_of_other_forms(run_java: RunJava, copied: Path, changes: dict[str, Any], told: list[str]) -> None:
+    """Type and length are the signature's; the context is at most what the buffers hold."""
+    table = json.loads((copied / "manifest.json").read_text())
+    for item in table["signature"]["inputs"]:
+        if item["name"].startswith("past_key_values."):
+            item |= changes
+    (copied / "manifest.json").write_text(json.dumps(table))
+    lines = run_java("ChatMain", "spec", copied).splitlines()
+    assert len(lines) == (5 if len(told) == 2 else 1)
+    for line, words in zip(lines, told, strict=False):
+        assert words in line

@@ -23,10 +23,26 @@ public final class ChatMain {
         File folder = new File(args[1]);
         if (args[0].equals("sample")) {
             sample(new File(folder, "rows.bin"), Integer.parseInt(args[2]), sampling(args, 3));
+        } else if (args[0].equals("spec")) {
+            spec(folder);
         } else if (args[0].equals("utf8")) {
             utf8(folder);
         } else {
             chat(folder, sampling(args, 2), Integer.parseInt(args[5]), Arrays.copyOfRange(args, 6, args.length));
+        }
+    }
+
+    /** What the loop knows of the cache, or why it wants none of it. */
+    private static void spec(File folder) throws IOException {
+        try {
+            byte[] json = Files.readAllBytes(new File(folder, "manifest.json").toPath());
+            ChatSpec spec = new ChatSpec(Manifest.parse(json));
+            System.out.println(spec.contextTokens + " " + spec.isInt8);
+            for (Map.Entry<String, long[]> part : spec.emptyShapes.entrySet()) {
+                System.out.println(part.getKey() + " " + Arrays.toString(part.getValue()));
+            }
+        } catch (IOException e) {
+            System.out.println(e.getMessage());
         }
     }
 
