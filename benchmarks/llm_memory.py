@@ -66,7 +66,7 @@ def write_checkpoint(folder: Path, layers: int) -> None:
 
 def make_encode(method: str, reader: Any) -> Any:
     """What the writer of the graph takes its matrices from."""
-    from edgeslim.core import Batch, Quiet
+    from edgeslim.core import Batch
     from edgeslim.decoders.decoder_graph import as_floats
     from edgeslim.decoders.layer_stream import StreamedEncode
     from edgeslim.decoders.rounded import RoundBlocks
@@ -81,7 +81,6 @@ def make_encode(method: str, reader: Any) -> Any:
         [Batch(feed={"input_ids": row}, rows=1) for row in tokens],
         LayerCompressor(options=options),
         table=as_floats if options.bits == 32 else RoundBlocks(search=False),
-        progress=Quiet(),
     )
 
 

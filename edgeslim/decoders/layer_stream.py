@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edgeslim.core import Batch, Progress
+from edgeslim.core import Batch
 from edgeslim.decoders.checkpoint import Checkpoint
 from edgeslim.decoders.decoder_graph import Encode, Encoded
 from edgeslim.decoders.torch_decoder import make_config
@@ -63,6 +63,8 @@ class LayerStream:
         import torch
         from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+        from edgeslim.training.torch_model import factor_linear  # not above: it imports torch
+
         prefix = f"model.layers.{index}"
         names = [name for name in self.shape.tensor_shapes() if name.startswith(f"{prefix}.")]
         tensors = {name.removeprefix(f"{prefix}."): self.checkpoint.read(name) for name in names}
@@ -70,7 +72,7 @@ class LayerStream:
             layer = LlamaDecoderLayer(make_config(self.shape, self.shape.layer(index)), 0)
             for path, rank in self.shape.ranks.items():
                 if path.startswith(f"{prefix}."):
-                    divide_linear(layer, path.removeprefix(f"{prefix}."), rank)
+                    factor_linear(layer, path.removeprefix(f"{prefix}."), rank)
         layer.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()}, assign=True)
         return layer.eval()
 
@@ -105,10 +107,9 @@ class StreamedEncode:
         compress: Compress,
         *,
         table: Encode,
-        progress: Progress,
     ) -> None:
         self._stream = LayerStream(checkpoint, batches)
-        self._compress, self._table, self._progress = compress, table, progress
+        self._compress, self._table = compress, table
         self._next = 0
         self._made: dict[str, Encoded] = {}
 
@@ -141,16 +142,6 @@ class StreamedEncode:
         del moments
         self._stream.hidden = self._stream.run(layer)
         self._next += 1
-
-
-def divide_linear(layer: Any, path: str, rank: int) -> None:
-    """Puts two linear layers of uninitialized weights in the place of the linear layer ``path``."""
-    import torch
-
-    whole = layer.get_submodule(path)
-    parts = torch.nn.Linear(whole.in_features, rank, bias=False), torch.nn.Linear(rank, whole.out_features, bias=False)
-    owner, _, last = path.rpartition(".")
-    setattr(layer.get_submodule(owner), last, torch.nn.Sequential(*parts))
 
 
 def _measure_moments(stream: LayerStream, layer: Any, linears: dict[str, Any]) -> dict[str, Moment]:

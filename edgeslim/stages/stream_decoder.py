@@ -77,9 +77,9 @@ class StreamDecoder:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected {low:g} to 1")
         if self.calibration_windows < 1:
             raise ValueError(f"calibration_windows: {self.calibration_windows}, expected at least 1")
-        if self.keep < 1 and self._prunes():
+        if self.keep < 1 and self.prunes:
             raise ValueError("keep beside sparsity or pattern, expected one of them")
-        if self.bits == 32 and self.keep == 1 and not self._prunes():
+        if self.bits == 32 and self.keep == 1 and not self.prunes:
             raise ValueError("bits = 32 and nothing else, expected fewer bits, sparsity, a pattern or keep")
 
     def run(self, model: ir.Model, ctx: Context) -> StepResult[ir.Model]:
@@ -101,7 +101,6 @@ class StreamDecoder:
             ctx.calibration[: self.calibration_windows],
             compress,
             table=table,
-            progress=ctx.progress,
         )
         levels = arithmetic_levels(self.arithmetic, ctx.target.machine)
         path = write_decoder(
@@ -111,7 +110,9 @@ class StreamDecoder:
             model=load_graph(path), changed=len(compress.lost), skipped=compress.skipped, metrics=compress.metrics()
         )
 
-    def _prunes(self) -> bool:
+    @property
+    def prunes(self) -> bool:
+        """Whether weights become zero."""
         return self.sparsity > 0 or self.pattern != "none"
 
 
@@ -136,11 +137,12 @@ class LayerCompressor:
             made: Encoded = (self._round(first, moment), self._round(second, inner))
         else:
             pruned = self._prune(path, weight, moment)
-            self.zeros += int(np.count_nonzero(pruned == 0))
-            made = self._round(pruned, moment, algorithm="rtn" if options._prunes() else options.algorithm)
+            made = self._round(pruned, moment, algorithm="rtn" if options.prunes else options.algorithm)
+        dense = as_dense(made)
+        self.zeros += int(np.count_nonzero(dense == 0))
         self.weights += weight.size
         self.kept += weight.size if factors is None else sum(factor.size for factor in factors)
-        self.lost[path] = _lost_share(weight, made, moment)
+        self.lost[path] = _lost_share(weight, dense, moment)
         return made
 
     def metrics(self) -> Mapping[str, float]:
@@ -174,7 +176,7 @@ class LayerCompressor:
     def _prune(self, path: str, weight: Matrix, moment: Moment) -> Matrix:
         options = self.options
         pattern = parse_pattern(options.pattern)
-        if not options._prunes():
+        if not options.prunes:
             return weight
         if pattern is not None and weight.shape[1] % pattern[1]:
             self.skipped[path] = f"its {weight.shape[1]} inputs aren't a multiple of {pattern[1]}"
@@ -192,7 +194,7 @@ class LayerCompressor:
                 bits=options.bits,
                 block_size=options.block_size,
                 symmetric=options.symmetric,
-                search=not options._prunes(),
+                search=not options.prunes,
             )
         else:
             made = round_gptq_blocks(
@@ -207,7 +209,7 @@ class LayerCompressor:
         return StoredBlocks(weight=made)
 
 
-def _lost_share(weight: Matrix, made: Encoded, moment: Moment) -> float:
-    error = weight.astype(np.float64) - as_dense(made)
+def _lost_share(weight: Matrix, dense: Matrix, moment: Moment) -> float:
+    error = weight.astype(np.float64) - dense
     whole = float(np.einsum("oi,oi->", weight @ moment, weight))
     return float(np.einsum("oi,oi->", error @ moment, error)) / max(whole, 1e-300)
