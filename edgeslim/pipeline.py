@@ -85,9 +85,10 @@ def run_build(
         plan.task, config=source.config, labels=class_labels(source, plan), pooling=pooling, folder=plan.base
     )
     check_source(source, plan, task)
+    asked = plan
     if isinstance(task, CausalLM):
-        task = complete_task(task, source, plan.data)
-    before = None if cache is None else build_inputs(plan)
+        task, plan = complete_task(task, source, plan.data), plan.for_language_model()
+    before = None if cache is None else build_inputs(asked)
     with scratch_folder(plan.out) as work:
         steps = Steps(work, cache, versions(), progress)
         exported = export_reference(source, task, plan, steps)
@@ -145,7 +146,7 @@ def run_build(
             published = hash_folder(packed / READY)
             publish(packed / READY, plan.out)
             if cache is not None and device is None:
-                remember(plan, cache, before, report, published)
+                remember(asked, cache, before, report, published)
     return report
 
 

@@ -138,6 +138,15 @@ class Plan:
     export: ExportOptions = field(default_factory=ExportOptions)
     files: tuple[Path, ...] = ()
 
+    def for_language_model(self) -> Plan:
+        """The plan with the form of the KV cache that the target asks for; one that keeps shapes has it fixed."""
+        runtime = self.target.runtime
+        length = runtime.kv_cache_length or (self.data.max_length if self.export.frozen() else 0)
+        if not length and runtime.kv_cache_bits == 32:  # as the export has it
+            return self
+        settings = {"bits": runtime.kv_cache_bits, "length": length}
+        return replace(self, recipe=self.recipe.with_kv_cache(settings, f"target {self.target.name}"))
+
 
 def plan_build(overrides: Overrides, folder: Path | None = None, *, load_stages: bool = True) -> Plan:
     """Reads ``folder``'s project file if there is one (a missing one is fine where a model was named) and resolves all.

@@ -46,6 +46,18 @@ class Recipe:
     graph: tuple[NamedStage, ...]
     tables: tuple[Mapping[str, Any], ...]
 
+    def with_kv_cache(self, settings: Mapping[str, Any], where: str) -> Recipe:
+        """This recipe with a last step ``kv_cache`` of ``settings``; where it has one, with what that leaves open.
+
+        Raises:
+            BadInputError: the step's own settings don't go with these.
+        """
+        own = any(table.get("use") == KV_CACHE for table in self.tables)
+        tables = self.tables if own else (*self.tables, {"use": KV_CACHE})
+        return parse_recipe(
+            [{**settings, **table} if table.get("use") == KV_CACHE else table for table in tables], where
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class _RecipeFile:
@@ -59,6 +71,7 @@ def stage_names() -> tuple[str, ...]:
 
 
 ANEW = "writes a new one"
+KV_CACHE = "kv_cache"
 
 
 def load_recipe(path: Path, *, load_stages: bool = True) -> Recipe:

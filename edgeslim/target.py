@@ -57,8 +57,10 @@ class RuntimeProfile:
     ``version`` picks the table of kernels that a build is checked against. ``int8_form`` is the graph form of an
     int8 MatMul that its kernels run fastest: ``integer`` (QuantizeLinear and MatMulIntegerToFloat) or ``qdq``.
     ``fixed_shapes`` says that it takes graphs of constant dimensions only, ``fixed_length`` of how many tokens; a
-    project may ask for either, too. ``loading`` is how an app hands the decoded weights to it; ``lowest`` is the way
-    with the lowest peak of memory, which is a mapped file wherever there is room for one.
+    project may ask for either, too. ``kv_cache_length`` and ``kv_cache_bits`` are the form of a language model's cache:
+    buffers of so many tokens, or as it grows, in float32 or int8; a recipe's own step goes first. ``loading`` is how an
+    app hands the decoded weights to it; ``lowest`` is the way with the lowest peak of memory, which is a mapped file
+    wherever there is room for one.
     """
 
     version: str
@@ -68,11 +70,15 @@ class RuntimeProfile:
     threads: int = 1
     fixed_shapes: bool = False
     fixed_length: int | None = None
+    kv_cache_length: int | None = None
+    kv_cache_bits: Literal[8, 32] = 32
     loading: Loading = "lowest"
 
     def __post_init__(self) -> None:
         if self.fixed_length is not None and self.fixed_length < 1:
             raise ValueError(f"fixed_length: {self.fixed_length}, expected at least 1")
+        if self.kv_cache_length is not None and self.kv_cache_length < 2:
+            raise ValueError(f"kv_cache_length: {self.kv_cache_length}, expected at least 2")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -258,3 +258,39 @@ def test_a_target_of_fixed_shapes(folder: Path) -> None:
     write(folder, text + "fixed_length = 0\n", "npu.toml")
     with pytest.raises(BadInputError, match="fixed_length: 0"):
         plan_build(Overrides(), folder)
+
+
+@pytest.mark.parametrize(
+    ("keys", "own", "wanted"),
+    [
+        ("", None, None),
+        ("kv_cache_length = 48", None, {"bits": 32, "length": 48}),
+        ("kv_cache_bits = 8", None, {"bits": 8, "length": 0}),
+        ("kv_cache_length = 48\nkv_cache_bits = 8", {"length": 64}, {"bits": 8, "length": 64}),
+        ("kv_cache_length = 48", {"bits": 8}, {"bits": 8, "length": 48}),
+        ("", {"bits": 8}, {"bits": 8}),
+        ("fixed_shapes = true", None, {"bits": 32, "length": 128}),
+        ("fixed_length = 64", None, {"bits": 32, "length": 64}),
+        ("fixed_length = 64\nkv_cache_length = 512", None, {"bits": 32, "length": 512}),
+    ],
+)
+def test_a_target_has_a_say_in_the_cache(
+    folder: Path, keys: str, own: dict[str, int] | None, wanted: dict[str, int] | None
+) -> None:
+    text = 'name = "npu"\nsummary = "s"\n[machine]\nisa = "x"\n[runtime]\nversion = "1.32.0"\n'
+    write(folder, text + keys, "npu.toml")
+    step = "" if own is None else '[[steps]]\nuse = "kv_cache"\n' + "\n".join(f"{key} = {own[key]}" for key in own)
+    write(folder, 'model = "m"\ntarget = "npu.toml"\n' + step)
+    plan = plan_build(Overrides(), folder)
+    changed = plan.for_language_model()
+    assert plan.recipe.tables == ((own is not None) * ({"use": "kv_cache", **(own or {})},))
+    assert changed.recipe.tables == ((wanted is not None) * ({"use": "kv_cache", **(wanted or {})},))
+    assert [named.name for named in changed.recipe.graph] == ["kv_cache"] * (wanted is not None)
+
+
+def test_a_cache_without_room(folder: Path) -> None:
+    text = 'name = "npu"\nsummary = "s"\n[machine]\nisa = "x"\n[runtime]\nversion = "1.32.0"\nkv_cache_length = 1'
+    write(folder, text, "npu.toml")
+    write(folder, 'model = "m"\ntarget = "npu.toml"\n')
+    with pytest.raises(BadInputError, match="kv_cache_length: 1"):
+        plan_build(Overrides(), folder)

@@ -8,7 +8,8 @@ predicted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ import numpy as np
 from edgeslim.core import Batch, Feed
 from edgeslim.errors import BadInputError
 
-__all__ = ["cut_windows", "encode_text", "read_running_text", "refuse_shared_lines", "split_windows"]
+__all__ = ["cut_windows", "encode_text", "read_running_text", "refuse_shared_text", "split_windows"]
 
 MAX_TEXT_BYTES = 64 << 20
-LONG_LINE = 40
-"""Characters from which on a line that stands in two texts isn't chance."""
+WORD = re.compile(r"\w+")
+SHARED_WORDS = 13
+"""Words in a row from which on what stands in two texts isn't chance (Brown et al. 2020, arXiv 2005.14165)."""
 
 
 def read_running_text(path: Path) -> str:
@@ -75,22 +77,30 @@ def cut_windows(
     return tuple(batches)
 
 
-def refuse_shared_lines(path: Path, text: str, evaluation: str) -> None:
-    """Whether the training text ``text``, of the file ``path``, shares no line of 40 characters with what evaluates.
+def refuse_shared_text(path: Path, text: str, evaluation: str) -> None:
+    """Whether the training text ``text``, of the file ``path``, shares no 13 words in a row with what evaluates.
+
+    Lines, case and punctuation don't count: a text that was wrapped anew is the same text.
 
     Raises:
         BadInputError: it does.
     """
-    known = {line.strip().casefold() for line in evaluation.splitlines()}
-    lines = [line.strip() for line in text.splitlines() if len(line.strip()) >= LONG_LINE]
-    shared = [line for line in lines if line.casefold() in known]
+    known = set(_runs(evaluation))
+    shared = [run for run in _runs(text) if run in known]
     if shared:
         raise BadInputError(
             str(path),
-            f"{len(shared)} of {len(lines)} lines are evaluation data, too: {shared[0][:60]!r}",
+            f"{len(shared)} times {SHARED_WORDS} words in a row that are evaluation data, too: {shared[0][:80]!r}",
             expected="a training text that shares nothing with the evaluation text",
             hint="take them out of one of the two files",
         )
+
+
+def _runs(text: str) -> Iterator[str]:
+    """All runs of ``SHARED_WORDS`` words; a text that has fewer is one."""
+    words = WORD.findall(text.casefold())
+    for start in range(max(1, len(words) - SHARED_WORDS + 1)) if words else ():
+        yield " ".join(words[start : start + SHARED_WORDS])
 
 
 def split_windows(batches: Sequence[Batch], calibration: int) -> tuple[tuple[Batch, ...], tuple[Batch, ...]]:

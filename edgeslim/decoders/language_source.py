@@ -12,7 +12,7 @@ import numpy as np
 from edgeslim.core import Batch, TrainingData
 from edgeslim.datasets.builtin import builtin_text
 from edgeslim.datasets.encoding import load_tokenizer
-from edgeslim.datasets.running_text import cut_windows, encode_text, read_running_text, refuse_shared_lines
+from edgeslim.datasets.running_text import cut_windows, encode_text, read_running_text, refuse_shared_text
 from edgeslim.datasets.samples import BUILTIN_EVALUATION, DataOptions, Samples
 from edgeslim.decoders.chat_format import split_template
 from edgeslim.decoders.checkpoint import Checkpoint, SafetensorsCheckpoint
@@ -134,7 +134,7 @@ def load_training_windows(options: DataOptions, base: Path, tokenizer: Path, *, 
     They don't overlap, and all are as long as each other.
 
     Raises:
-        BadInputError: the file can't be read, is too short, or shares lines with the evaluation data.
+        BadInputError: the file can't be read, is too short, or shares text with the evaluation data.
     """
     if options.training is None:
         return None
@@ -142,7 +142,7 @@ def load_training_windows(options: DataOptions, base: Path, tokenizer: Path, *, 
     text = read_running_text(path)
     judged = options.evaluation or options.file
     if judged is not None:
-        refuse_shared_lines(path, text, read_running_text(base / judged))
+        refuse_shared_text(path, text, read_running_text(base / judged))
     tokens = encode_text(text, load_tokenizer(tokenizer))
     length = options.max_length
     if len(tokens) < 2 * length:

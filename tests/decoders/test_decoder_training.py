@@ -231,7 +231,11 @@ target_bits = 6
     ("steps", "training", "words"),
     [
         ('[[steps]]\nuse = "prune_structured"\nkeep_heads = 0.5\n[[steps]]\nuse = "keep_blocks"', TRAINING, "blocks"),
-        ('[[steps]]\nuse = "finetune"', EVALUATED + "\n" + TRAINING, "lines are evaluation data"),
+        (
+            '[[steps]]\nuse = "finetune"',
+            " ".join(TRAINING.split() + EVALUATED.upper().split()),
+            "words in a row that are evaluation data",
+        ),
         ('[[steps]]\nuse = "distill"', "Too short.", "at least two windows"),
     ],
 )

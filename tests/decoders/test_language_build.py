@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,24 @@ def test_techniques_for_any_graph_work_on_decoders(name: str, tmp_path: Path) ->
     else:
         assert steps_by_name["low_rank"].metrics["kept"] <= 0.8
         assert steps_by_name["quantize_int4"].metrics["tied_matrices"] == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "steps", "room", "kind"),
+    [
+        ("kv_cache_length = 48", '[[steps]]\nuse = "kv_cache"\nbits = 8', 48, "tensor(int8)"),
+        ("fixed_shapes = true", "", 32, "tensor(float)"),
+    ],
+)
+def test_a_target_may_fix_the_cache(keys: str, steps: str, room: int, kind: str, tmp_path: Path) -> None:
+    tiny_llama.write_project(tmp_path, "m.gguf", steps=tiny_llama.KEEP + steps)
+    tiny_llama.write_gguf(tmp_path / "m.gguf", {"ffn": "Q4_1", "weight": "Q8_0"})
+    (tmp_path / "board.toml").write_text(f'extends = "linux-arm64"\nname = "board"\n[runtime]\n{keys}\n')
+    report = edgeslim.build(target=str(tmp_path / "board.toml"), folder=tmp_path, use_cache=False)
+    assert not report.failed(), report.failed()
+    with tarfile.open(next((tmp_path / "out" / "board").glob("*.tar.gz"))) as archive:
+        member = archive.extractfile(next(name for name in archive.getnames() if name.endswith("manifest.json")))
+        assert member is not None
+        inputs = {item["name"]: item for item in json.loads(member.read())["signature"]["inputs"]}
+    past = inputs["past_key_values.0.key"]
+    assert (past["shape"][2], past["type"]) == (room, kind)
