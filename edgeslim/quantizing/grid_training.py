@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,19 @@ from edgeslim.processes import process_count
 from edgeslim.quantizing.answer_gradients import task_objective
 from edgeslim.torch_graph import TorchGraph
 
-__all__ = ["GridSite", "GridTraining", "GridTrainingOptions", "GridWeight", "Learned", "linear_site", "table_site"]
+if TYPE_CHECKING:
+    from edgeslim.training.loop import LoopOptions
+
+__all__ = [
+    "GridSite",
+    "GridTraining",
+    "GridTrainingOptions",
+    "GridWeight",
+    "Learned",
+    "linear_site",
+    "refuse_processes",
+    "table_site",
+]
 
 VALIDATION = 10
 """Every tenth of the calibration samples decides which weights are kept, where nothing else is to train on."""
@@ -66,6 +78,36 @@ class GridTrainingOptions:
     def trains(self) -> bool:
         """Whether the stage wants training data and a place for checkpoints."""
         return self.distill_steps > 0
+
+    def loop_options(self) -> LoopOptions:
+        """The training loop's settings."""
+        from edgeslim.training.loop import LoopOptions  # not above: it imports torch
+
+        return LoopOptions(
+            epochs=self.distill_steps,
+            max_steps=self.distill_steps,
+            batch_size=self.distill_batch_size,
+            learning_rate=self.distill_rate,
+            schedule="cosine",
+            weight_decay=0.0,
+            validate_steps=max(1, self.distill_steps // VALIDATIONS),
+            precision=self.distill_precision,
+        )
+
+
+def refuse_processes(stage: str) -> None:
+    """Refuses to train in a stage on the graph where several processes share the build.
+
+    Raises:
+        BadInputError: they do.
+    """
+    if process_count() > 1:
+        raise BadInputError(
+            f"recipe: {stage}",
+            f"distill_steps in a build that {process_count()} processes share",
+            expected="one process, for the stages on the graph run in the first one alone",
+            hint="start the build again without the launcher: what was trained before comes from the cache",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,16 +201,11 @@ class GridTraining:
         Raises:
             BadInputError: there is too little to train on, or several processes share the build.
         """
-        from edgeslim.training.grid_student import GridLoss, GridStudent, KeepSmall, SimulatedTable, SimulatedWeight
-        from edgeslim.training.loop import LoopOptions, mean_loss, train
+        from edgeslim.training.grid_latents import KeepSmall
+        from edgeslim.training.grid_student import GridLoss, GridStudent, SimulatedTable, SimulatedWeight
+        from edgeslim.training.loop import mean_loss, train
 
-        if process_count() > 1:
-            raise BadInputError(
-                "recipe: quantize_int8",
-                f"distill_steps in a build that {process_count()} processes share",
-                expected="one process, for the stages on the graph run in the first one alone",
-                hint="start the build again without the launcher: what was trained before comes from the cache",
-            )
+        refuse_processes("quantize_int8")
         options, context = self._options, self._context
         data = context.training or _from_calibration(context.calibration)
         places = self._vector_places(model)
@@ -197,16 +234,7 @@ class GridTraining:
             hidden=options.distill_hidden,
             angles=context.task.manifest().get("task") == "feature-extraction",
         )
-        loop = LoopOptions(
-            epochs=options.distill_steps,
-            max_steps=options.distill_steps,
-            batch_size=options.distill_batch_size,
-            learning_rate=options.distill_rate,
-            schedule="cosine",
-            weight_decay=0.0,
-            validate_steps=max(1, options.distill_steps // VALIDATIONS),
-            precision=options.distill_precision,
-        )
+        loop = options.loop_options()
         context = replace(context, training=data, device="cpu")
         first = mean_loss(loss, data, loop)
         found = train(loss, student, loop, context, hooks=[KeepSmall(student)])

@@ -14,10 +14,16 @@ On 2,000 development tokens of SmolLM2-135M the table alone came to perplexity r
 1.0039 at 4.4 (the file has 8.5); scales and minima of 6 significant bits, rounded apart, to 1.019, and of 5 to 1.069.
 
 Everything on coarse grids does worse on that file: 4.3 bits came to 1.141 at 73.0 MB with no moments weighted by
-gradients (5,119 of the evaluation's tokens), and to 3.56 with all of them. Most of that were queries, at 3.2 bits
-alone 6.06: what they do to attention is no matter of second order. Without weights, and with steps of at most 0.4 of
-the weights' spread, they came to 1.004 at 3.7 bits, and the whole model to 1.041 at 4.3 bits and 74.0 MB, and to 1.375
-at 3.15 bits and 54.2 MB (20,031 tokens). Twice the calibration text changed nothing there.
+gradients (5,119 of the evaluation's tokens), and to 3.56 with all of them. Most of that were queries, at 3.2 bits alone
+6.06: what they do to attention is no matter of second order. Without weights, and with steps of at most 0.4 of the
+weights' spread, they came to 1.004 at 3.7 bits, and the whole model to 1.041 at 4.3 bits and 74.0 MB (20,031 tokens).
+
+A goal of fewer bits takes coarser steps than that. A limit that just does makes all matrices equally coarse, which came
+to 1.377 at 3.15 bits; 1.2, 1.5 and 1.8 times as much to 1.201, 1.215 and 1.206 (5,119 development tokens).
+
+Part of what is left is learned away where the recipe asks for ``distill_steps``
+(``edgeslim.decoders.grid_distillation``): 40 at a rate of 0.004 took 1.210 at 54.1 MB to 1.188 at 54.2 (20,031 tokens).
+A rate of 0.02 flips integers by noise: 100 such steps came to 1.322.
 
 Words that calibration gives hardly any weight keep a floor of sensitivity, since it knows too little of them.
 """
@@ -32,7 +38,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgeslim.algorithms.allocation import GridTensor
+from edgeslim.algorithms.allocation import GridTensor, Rounded
 from edgeslim.algorithms.blockwise import BlockGrid, BlockWeight, count_blocks
 from edgeslim.algorithms.gptq import factor_inverse
 from edgeslim.core import Context, StepResult
@@ -44,6 +50,7 @@ from edgeslim.decoders.trimmed_blocks import count_entropy_bits, trim_scales
 from edgeslim.errors import BadInputError
 from edgeslim.graphs.block_forms import Arithmetic, arithmetic_levels
 from edgeslim.graphs.graph import load_graph
+from edgeslim.quantizing.grid_training import GridTrainingOptions
 
 __all__ = ["QuantizeDecoder"]
 
@@ -53,12 +60,14 @@ LEAST_BITS = 1.0
 SAMPLED_COLUMNS = 64
 MAX_STEP = 0.4
 """Of a column's spread, the median in a matrix: well before 1, what is predicted to second order means nothing."""
+ROOM = 1.3
+"""Where a goal needs coarser steps: by so much more than if all matrices had the same."""
 LARGEST_STEP = 8.0
 TABLE = "model.embed_tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeDecoder:
+class QuantizeDecoder(GridTrainingOptions):
     """Grids such that integers take ``target_bits`` a weight, entropy-coded.
 
     ``block_size`` is that of the kernel's blocks. ``calibration_windows`` give moments and gradients.
@@ -66,6 +75,9 @@ class QuantizeDecoder:
     significant bits. ``arithmetic`` is the kernels': ``int8`` inputs, or ``mixed``, which takes float for blocks of
     4 bits. ``strength`` weighs the rate term, 1 in theory and 0 without. ``floor`` is the least sensitivity
     of a word, as a share of the mean. ``damping``, of GPTQ, is a share of the mean of the Hessian's diagonal.
+
+    ``distill_steps`` of training follow, each of ``distill_batch_size`` windows of the training text.
+    ``distill_rate`` is in steps of each weight's grid, and ``distill_hidden`` weighs hidden states against words.
     """
 
     level: ClassVar[Literal["torch", "graph"]] = "graph"
@@ -80,8 +92,12 @@ class QuantizeDecoder:
     strength: float = 1.0
     floor: float = 0.05
     damping: float = 0.01
+    distill_batch_size: int = 4
 
     def __post_init__(self) -> None:
+        GridTrainingOptions.__post_init__(self)
+        if self.trains and self.keep == "blocks":
+            raise ValueError('distill_steps and keep = "blocks", expected one of the two: blocks that are kept stay')
         if not 1.5 <= self.target_bits <= 8:
             raise ValueError(f"target_bits: {self.target_bits}, expected 1.5 to 8")
         if self.calibration_windows < 1:
@@ -124,19 +140,30 @@ class QuantizeDecoder:
         )
         delta, entropies, limit = self._find_delta(checkpoint, paths, statistics, self._left_bits(counts, sizes))
 
-        def encode(source: Checkpoint, name: str) -> StoredBlocks:
+        def round_matrix(path: str) -> Rounded:
+            tensor = _limited(self._tensor(checkpoint, path, statistics), delta, limit)
+            return tensor.round(delta, strength=self.strength)
+
+        source, learned = checkpoint, dict[str, Rounded]()
+        metrics: Mapping[str, float] = {}
+        if self.distill_steps:
+            from edgeslim.decoders.grid_distillation import train_grids  # not above: it imports torch
+
+            rounded = {path: round_matrix(path) for path in ctx.progress.track(paths, "rounding", len(paths))}
+            trained = train_grids(checkpoint, rounded, self, ctx)
+            source, learned, metrics = trained.checkpoint, {**rounded, **trained.matrices}, trained.metrics
+
+        def encode(_: Checkpoint, name: str) -> StoredBlocks:
             path = name.removesuffix(".weight")
-            blocks = source.read_blocks(name) if path not in paths else None
+            blocks = checkpoint.read_blocks(name) if path not in paths else None
             if blocks is not None:
                 return trim_scales(blocks, self.scale_bits)
-            made = _limited(self._tensor(source, path, statistics), delta, limit).round(delta, strength=self.strength)
+            made = learned.pop(path, None) or round_matrix(path)
             counts[path] = _entropy_bits(made.values) * made.values.size
             return self._blocks(made.values, made.steps)
 
         levels = arithmetic_levels(self.arithmetic, ctx.target.machine)
-        path = write_decoder(
-            checkpoint, ctx.work_dir / "quantized", encode=encode, levels=levels, progress=ctx.progress
-        )
+        path = write_decoder(source, ctx.work_dir / "quantized", encode=encode, levels=levels, progress=ctx.progress)
         return StepResult(
             model=load_graph(path),
             changed=len(sizes),
@@ -146,6 +173,7 @@ class QuantizeDecoder:
                 "matrices_kept": float(len(sizes) - len(paths)),
                 "log2_delta": float(np.log2(delta)),
                 "calibration_tokens": float(statistics.tokens),
+                **metrics,
             },
         )
 
@@ -205,7 +233,8 @@ class QuantizeDecoder:
     ) -> tuple[float, float, float]:
         """The δ at which integers rounded to nearest take ``goal`` bits, those bits, and the limit on steps.
 
-        Entropies are those of some of the columns. The limit is ``MAX_STEP``, or more where the goal takes more.
+        Entropies are those of some of the columns. The limit is ``MAX_STEP``, or ``ROOM`` times
+        what the goal takes where that is more.
         """
         samples = []
         for path in paths:
@@ -225,8 +254,8 @@ class QuantizeDecoder:
             return found / total
 
         low, high, limit = -60.0, 60.0, MAX_STEP
-        while bits(high, limit) > goal and limit < LARGEST_STEP:
-            limit *= 1.25
+        while bits(high, limit / ROOM) > goal and limit < LARGEST_STEP:
+            limit *= 1.05
         for _ in range(30):
             middle = (low + high) / 2
             low, high = (middle, high) if bits(middle, limit) > goal else (low, middle)

@@ -1,10 +1,7 @@
 """An exported graph whose weights are trained on the grids that they will be stored on.
 
-Each weight has a *latent* one, in steps of its channel's grid: what the graph computes with is the nearest integer
-times the step, from -127 to 127, and the backward pass takes that rounding for the identity (straight-through, Bengio
-et al. 2013, arXiv 1308.3432). The steps stay what the allocation chose, so what is learned is which way each weight is
-rounded, and later where it goes. Inputs are rounded as the int8 kernels will round them. Biases and the vectors of
-normalizations are trained along; they are float in the file anyway.
+Each weight has a latent one (``edgeslim.training.grid_latents``). Inputs are rounded as the int8 kernels will round
+them. Biases and the vectors of normalizations are trained along; they are float in the file anyway.
 
 The teacher is the same graph with the weights that it came with. Two differences are added up: that of the task's
 answer (1 - cosine of vectors, or the squared change), and that of what the layers take, over the teacher's own mean
@@ -27,17 +24,10 @@ from edgeslim.algorithms.pruning import keep_zeros
 from edgeslim.algorithms.rate import LEVELS
 from edgeslim.algorithms.smoothing import MIDDLE, Smoothing
 from edgeslim.torch_graph import Objective, TorchGraph
-from edgeslim.training.hooks import Hook
+from edgeslim.training.grid_latents import VECTOR_RATE, Latents, first_latent, round_latent
 from edgeslim.training.objectives import cosine_loss, hidden_loss
 
-__all__ = ["GridLoss", "GridStudent", "KeepSmall", "SimulatedTable", "SimulatedWeight", "round_input"]
-
-EDGE = 0.4
-"""Latent weights begin at most so far from their integer, so that none flips in the first steps by noise alone."""
-EXCESS = 1e-3
-"""By so much more of magnitude, all of it, weights are made smaller as fast as they may be."""
-VECTOR_RATE = 0.2
-"""How fast vectors learn, in their own root mean square, where weights do in steps of their grids."""
+__all__ = ["GridLoss", "GridStudent", "SimulatedTable", "SimulatedWeight", "round_input"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,24 +59,7 @@ class SimulatedTable:
     learned: npt.NDArray[np.int64]
 
 
-class _Round(torch.autograd.Function):
-    """Latent weights to the nearest integers, times the steps."""
-
-    @staticmethod
-    def forward(ctx: Any, latent: Tensor, steps: Tensor) -> Tensor:
-        ctx.save_for_backward(steps)
-        return torch.round(latent).clamp_(-LEVELS, LEVELS).mul_(steps)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (steps,) = ctx.saved_tensors
-        return gradient * steps, None
-
-
-_round: Any = _Round.apply
-
-
-class GridStudent(nn.Module):
+class GridStudent(Latents):
     """``graph`` with ``weights`` and ``tables`` on their grids.
 
     What is trained are the weights, the rows of tables that may be, and the graph's ``vectors`` that are named.
@@ -109,7 +82,7 @@ class GridStudent(nn.Module):
         masks = {number: keep_zeros(one.weight) for number, one in enumerate(weights)}
         self._alive = {number: torch.from_numpy(mask).float() for number, mask in masks.items() if mask is not None}
         self.latents = nn.ParameterList(
-            nn.Parameter(_first_latent(one.weight, one.values, one.steps)) for one in weights
+            nn.Parameter(first_latent(one.weight, one.values, one.steps)) for one in weights
         )
         self.rows = nn.ModuleList(self._tables.values())
         self.offsets = nn.ParameterList(nn.Parameter(torch.zeros_like(graph.weights[name])) for name in vectors)
@@ -121,10 +94,6 @@ class GridStudent(nn.Module):
     def alive(self) -> list[tuple[Tensor, Tensor]]:
         """The latent weights of layers that were pruned, each with what is 0 where a weight is."""
         return [(self.latents[number], alive) for number, alive in self._alive.items()]
-
-    def magnitude(self) -> float:
-        """The sum of the integers' magnitudes, of weights and rows that are trained."""
-        return sum(float(torch.round(latent.detach()).abs().sum()) for latent in self.all_latents())
 
     def vectors(self) -> dict[str, Tensor]:
         """The vectors as they are by now, by the names of their initializers."""
@@ -160,7 +129,7 @@ class GridStudent(nn.Module):
             return operands
         number, weight = self._weights[name]
         assert source is not None
-        rounded = _round(self.latents[number], self._steps[number])
+        rounded = round_latent(self.latents[number], self._steps[number])
         return [round_input(source, weight.form), rounded, *operands[2:]]
 
 
@@ -175,7 +144,7 @@ class _Table(nn.Module):
         self._places = torch.full((len(table.values),), -1, dtype=torch.int64)
         self._places[self._learned] = torch.arange(len(table.learned))
         rows = table.learned
-        self.latent = nn.Parameter(_first_latent(table.weight[rows], table.values[rows], table.steps[rows]))
+        self.latent = nn.Parameter(first_latent(table.weight[rows], table.values[rows], table.steps[rows]))
 
     def forward(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """The rows that ``index`` has, float32 [found, width], and an index into those."""
@@ -183,7 +152,7 @@ class _Table(nn.Module):
         steps, slots = self._steps[found], self._places[found]
         taken = self._values[found] * steps
         if len(self._learned):
-            learned = _round(self.latent.index_select(0, slots.clamp_min(0)), steps)
+            learned = round_latent(self.latent.index_select(0, slots.clamp_min(0)), steps)
             taken = torch.where((slots >= 0)[:, None], learned, taken)
         return taken, places
 
@@ -192,28 +161,6 @@ class _Table(nn.Module):
         made = self._values.float()
         made[self._learned] = self.latent.detach()
         return made
-
-
-class KeepSmall(Hook):
-    """Keeps integers as small as they were, on the whole, and those of weights that were pruned at zero.
-
-    Code lengths grow with magnitudes: while the sum of these is above what it was, all latent weights are made smaller,
-    by up to the learning rate a step.
-    """
-
-    def __init__(self, student: GridStudent) -> None:
-        self._magnitude = student.magnitude()
-
-    @torch.no_grad()
-    def after_update(self, module: nn.Module, step: int, total: int, learning_rate: float) -> None:  # noqa: ARG002
-        """Moves each latent weight of the ``GridStudent``."""
-        assert isinstance(module, GridStudent)
-        excess = module.magnitude() / max(self._magnitude, 1.0) - 1
-        shrink = learning_rate * min(max(excess / EXCESS, 0.0), 1.0)
-        for latent in module.all_latents() if shrink else []:
-            latent.sub_(latent.sign(), alpha=shrink)
-        for latent, alive in module.alive():
-            latent.mul_(alive)
 
 
 class GridLoss(nn.Module):
@@ -274,11 +221,3 @@ def round_input(values: Tensor, form: Smoothing) -> Tensor:
             steps = measured.amax(-1, keepdim=True).clamp_min(form.least_peak) * steps
         error = torch.round(smoothed / steps).clamp_(-zero, 255 - zero).mul_(steps) - smoothed
     return smoothed + error
-
-
-def _first_latent(
-    weight: npt.NDArray[np.float32], values: npt.NDArray[np.int8], steps: npt.NDArray[np.float32]
-) -> Tensor:
-    """The float weight in steps, held near the integers that it was rounded to."""
-    floats = values.astype(np.float32)
-    return torch.from_numpy(np.ascontiguousarray(np.clip(weight / steps, floats - EDGE, floats + EDGE), np.float32))

@@ -222,9 +222,12 @@ target_bits = 6
     assert metrics["quantize_decoder"]["bits_per_weight"] == pytest.approx(6, abs=0.3)
     assert report.steps[4].after["bytes"] < report.steps[1].before["bytes"] / 3
     # Only the last stage is new: it takes the model that training left in the cache.
-    other = build(tmp_path / "project", steps.replace("target_bits = 6", "target_bits = 5"), use_cache=True)
+    trained = steps.replace("target_bits = 6", "target_bits = 5\ndistill_steps = 2\ndistill_batch_size = 8")
+    other = build(tmp_path / "project", trained, use_cache=True)
     assert [step.cached for step in other.steps[:5]] == [True, True, True, True, False]
     assert not other.failed(), other.failed()
+    assert other.steps[4].metrics["training_steps"] == 2
+    assert other.steps[4].metrics["distill_loss"] < other.steps[4].metrics["distill_loss_before"]
 
 
 @pytest.mark.parametrize(
