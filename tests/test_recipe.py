@@ -68,7 +68,7 @@ def test_the_samples_recipes() -> None:
     assert len(paths) >= 4
     for path in paths:
         recipe = load_recipe(path)
-        assert recipe.torch, path  # they train
+        assert recipe.torch or any(getattr(named.stage, "trains", False) for named in recipe.graph), path
         assert recipe.graph[-1].name in ("quantize_int8", "quantize_int4"), path
 
 
